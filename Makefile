@@ -1,0 +1,48 @@
+# Each target sets up .venv by itself, once; `make demo PYTHON=python3.12` names another Python for it.
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+# Paths are relative and tools run as `python -m`, so the folder may have spaces in its name and may be moved.
+CHECK := import sys; \
+sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, but %s is %d.%d: \
+run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"." \
+% ((sys.executable,) + sys.version_info[:2]))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1 - \2/p' Makefile
+
+demo: .venv/.installed-run  ## run recipes/demo.sh: a teacher and its students in minutes on a CPU
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" PYTHON=$(VENV_PYTHON) bash recipes/demo.sh
+
+test: .venv/.installed-dev  ## run the tests; ARGS='-k name' goes to pytest
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: .venv/.installed-dev  ## run ruff on the sources and the notebook
+	@$(VENV_PYTHON) -m ruff check .
+
+clean:  ## remove .venv and the caches; logs, data and results stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written when its step has succeeded, so what was cut short is done again by the next call.
+.venv/.installed-pip:
+	@{ [ -e .venv/pyvenv.cfg ] && $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; } || \
+		{ "$(PYTHON)" -c '$(CHECK)' && "$(PYTHON)" -m venv --clear .venv; }
+	@$(VENV_PYTHON) -c '$(CHECK)'
+	@touch $@
+
+.venv/.installed-run: requirements.txt | .venv/.installed-pip
+	$(install)
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed-run
+	$(install)
+
+# To pip a package is installed once its metadata are there, so after a killed pip all are laid down anew.
+define install
+@repair=; if [ -e $@.unfinished ]; then repair=--ignore-installed; fi; touch $@.unfinished; \
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check $$repair -r $<
+@rm $@.unfinished; touch $@
+endef

@@ -1,0 +1,132 @@
+"""Data sets and their loaders: images stay as uint8 where the compute is, augmentation acts on whole batches.
+
+    train_set, test_set = data.load('CIFAR10', root='data', device=torch.device('cuda'))
+    for x, labels, epoch in data.Loader(train_set, batch_size=128, seed=1, pad=4):
+        ...
+"""
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
+
+import shapes
+from utils import InputError
+
+# CIFAR-10, as in the published code, which took the same figures for CIFAR-100; the built-in shapes keep to them.
+MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
+TEST_BATCH = 500
+
+
+class Images(NamedTuple):
+    """A whole split on one device."""
+    images: Tensor  # (N, H, W, 3) uint8
+    labels: Tensor  # (N,) int64
+
+
+class Sample(NamedTuple):
+    """A batch as the step gets it."""
+    x: Tensor  # (B, 3, H, W) float32, normalised, channels last in memory
+    labels: Tensor  # (B,) int64
+    epoch: int
+
+
+# --- data sets ----------------------------------------------------------------------------------------
+
+
+def load(name: str, root: str, device: torch.device) -> tuple[Images, Images]:
+    """Training and test split of CIFAR10, CIFAR100 (downloaded to `root` where missing) or shapes (built in)."""
+    if name == 'shapes':
+        splits = shapes.load(train=True), shapes.load(train=False)
+    else:
+        splits = tuple(_cifar(name, root, train) for train in (True, False))
+    return tuple(Images(torch.from_numpy(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device))
+                 for x, y in splits)
+
+
+def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
+    kind = getattr(datasets, name)
+    folder = os.path.join(root, kind.base_folder)
+    for file, md5 in kind.train_list + kind.test_list:
+        path = os.path.join(folder, file)
+        if os.path.exists(path) and not check_integrity(path, md5):
+            raise InputError(f'{path} is damaged (its md5 is not {md5}): delete {folder} to have {name} '
+                             'downloaded again, or name another folder by --dataroot')
+    try:
+        split = kind(root, train=train, download=not os.path.isdir(folder))
+    except (OSError, RuntimeError) as e:  # no network, no such server, no room; or torchvision misses a file
+        reason = str(e).splitlines()[0]
+        raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the folder '
+                         f'that holds {kind.base_folder} by --dataroot, or try --dataset shapes') from None
+    return split.data, split.targets
+
+
+# --- augmentation --------------------------------------------------------------------------------------
+
+
+def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, pad: int) -> Tensor:
+    """Images at `index` (B,), padded by reflection, cropped at `offset` (B, 2), mirrored where `flip` (B,) is set.
+
+    images (N, H, W, 3) -> (B, H, W, 3), the dtype kept. An offset (row, column) lies in 0 ... 2 pad; `pad` is
+    less than H and W. Nothing is padded: each pixel is fetched from where its reflection lies.
+    """
+    def source(size: int, start: Tensor) -> Tensor:
+        i = torch.arange(size, device=images.device) + start[:, None] - pad  # (B, size)
+        return size - 1 - (size - 1 - i.abs()).abs()
+
+    rows, columns = source(images.shape[1], offset[:, 0]), source(images.shape[2], offset[:, 1])
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), (pixel - MEAN) / STD, channels last in memory."""
+    mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+class Loader:
+    """Batches of a split. With a seed, shuffled and augmented for the epoch in `epoch`; without, in order as it is.
+
+    Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the same
+    whatever went before it. The last batch is as small as it must be; each image comes once an epoch.
+    """
+
+    def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0):
+        self.split, self.batch_size, self.seed, self.pad = split, batch_size, seed, pad
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return -(-self.n_images // self.batch_size)
+
+    @property
+    def n_images(self) -> int:
+        return len(self.split.labels)
+
+    def __iter__(self) -> Iterator[Sample]:
+        images, labels = self.split
+        if self.seed is None:
+            for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
+                yield Sample(normalize(x), y, self.epoch)
+            return
+        draws = (draw.to(images.device).split(self.batch_size) for draw in self._draws())
+        for index, o, m in zip(*draws, strict=True):
+            yield Sample(normalize(crop_flip(images, index, o, m, self.pad)), labels[index], self.epoch)
+
+    def _draws(self) -> tuple[Tensor, Tensor, Tensor]:
+        order, augmentation = (generator(self.seed, self.epoch, stream) for stream in (0, 1))
+        n = self.n_images
+        return (torch.randperm(n, generator=order),
+                torch.randint(2 * self.pad + 1, (n, 2), generator=augmentation),
+                torch.rand(n, generator=augmentation) < 0.5)
+
+
+def generator(seed: int, epoch: int, stream: int) -> torch.Generator:
+    """A fresh CPU generator for one epoch: stream 0 is the order of the images, 1 their augmentation."""
+    state = np.random.SeedSequence((seed, epoch, stream)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)

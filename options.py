@@ -1,0 +1,129 @@
+"""Command-line options that the training scripts share, and the combinations that cannot work.
+
+Published names and defaults are kept. Every type converts while parsing, so that the log holds values.
+"""
+import argparse
+import json
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import utils
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviations; an error is one sentence, without the list of all options."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def _number(kind: type, holds: Callable[[float], bool], meaning: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f'{text!r} is not {meaning}')
+        return value
+    return convert
+
+
+positive_int = _number(int, lambda v: v >= 1, 'a whole number from 1')
+count = _number(int, lambda v: v >= 0, 'a whole number from 0')
+positive = _number(float, lambda v: 0 < v < math.inf, 'a finite number above 0')
+weight = _number(float, lambda v: 0 <= v < math.inf, 'a finite number from 0')
+fraction = _number(float, lambda v: 0 <= v <= 1, 'a number from 0 to 1')
+
+
+def int_list(text: str) -> list[int]:
+    """'[60,120,160]' or '60,120,160' -> [60, 120, 160], no number twice."""
+    try:
+        values = json.loads(text if text.strip().startswith('[') else f'[{text}]')
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers such as [60,120,160]')
+    if len(values) != len(set(values)):
+        raise argparse.ArgumentTypeError(f'{text!r} has a number twice')
+    return values
+
+
+def add_method(parser: Parser) -> None:
+    """What the student learns from the teacher; 0 switches a loss off."""
+    group = parser.add_argument_group('method')
+    group.add_argument('--alpha', type=fraction, default=0.0, help='weight of knowledge distillation (paper: 0.9)')
+    group.add_argument('--temperature', type=positive, default=4.0, help='temperature T of distillation')
+    group.add_argument('--beta', type=weight, default=0.0, help='weight of attention transfer (paper: 1e+3)')
+    group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
+                       help='how beta falls over the epochs; step: by lr_decay_ratio at epoch_step')
+    group.add_argument('--map', choices=['sum', 'max'], default='sum', help='reduction over channels, F_sum or F_max')
+    group.add_argument('--map_p', type=positive, default=2.0, help='power p of the activations in a map')
+    group.add_argument('--at_groups', type=int_list, default=None, metavar='[0,1,2]',
+                       help='groups that attention transfer compares; all by default')
+
+
+def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: str,
+                 lr_decay_ratio: float, weight_decay: float) -> None:
+    group = parser.add_argument_group('training')
+    group.add_argument('--batch_size', type=positive_int, default=batch_size)
+    group.add_argument('--lr', type=positive, default=0.1)
+    group.add_argument('--epochs', type=positive_int, default=epochs)
+    group.add_argument('--weight_decay', type=weight, default=weight_decay)
+    group.add_argument('--epoch_step', type=int_list, default=epoch_step, metavar=epoch_step,
+                       help='epochs, from 1, at whose start the learning rate drops and the momentum starts afresh')
+    group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio)
+    group.add_argument('--seed', type=count, default=1)
+    group.add_argument('--save', default='', metavar='FOLDER', help='folder of the run: log.txt and model.pt7')
+    group.add_argument('--resume', default='', metavar='FILE',
+                       help="checkpoint to go on from; 'auto': that of --save, from the start where there is none")
+    group.add_argument('--evaluate', action='store_true', help='only print loss and accuracy of the weights in --resume')
+
+
+def add_device(parser: Parser) -> None:
+    group = parser.add_argument_group('device')
+    group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='the same as --device cuda')
+    group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
+                       help='arithmetic of the networks; weights and losses stay float32')
+    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1', help='CUDA devices to use')
+    group.add_argument('--ngpu', type=positive_int, default=1, help='number of CUDA devices that share a batch')
+    group.add_argument('--nthread', type=positive_int, default=4, help='processes that load images from files')
+
+
+def check(parser: Parser, opt: argparse.Namespace, teacher: str) -> None:
+    """End the program, with one sentence and status 2, where options cannot work together.
+
+    `teacher` is the name of the option that gives the teacher.
+    """
+    given = getattr(opt, teacher)
+    if not opt.save and not (opt.evaluate and opt.resume):
+        parser.error('a run needs a folder: add --save logs/NAME')
+    if opt.evaluate:
+        return
+    if not given and (opt.alpha or opt.beta):
+        parser.error(f'--alpha and --beta need a teacher: add --{teacher} with its run or its weights')
+    if given and not (opt.alpha or opt.beta):
+        parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention transfer, '
+                     '--alpha 0.9 for distillation, or both')
+    for name, needs in (('beta_decay', 'beta'), ('map', 'beta'), ('map_p', 'beta'), ('at_groups', 'beta'),
+                        ('temperature', 'alpha')):
+        if getattr(opt, name) != parser.get_default(name) and not getattr(opt, needs):
+            parser.error(f'--{name} has no effect without --{needs}')
+    if opt.at_groups == []:
+        parser.error('--at_groups names no group; leave it out for all of them')
+
+
+def beta_at(opt: argparse.Namespace, epoch: int) -> float:
+    """Weight of attention transfer in an epoch, from 1."""
+    return opt.beta * utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
+
+
+def lr_at(opt: argparse.Namespace, epoch: int) -> float:
+    """Learning rate in an epoch, from 1: times lr_decay_ratio at the start of each of epoch_step."""
+    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)

@@ -1,0 +1,170 @@
+"""The method: attention maps, the losses that transfer them, and the helpers of functional networks.
+
+    import utils
+    loss = utils.distillation(logits, teacher_logits, labels, T=4, alpha=0.9)
+    loss = loss + 1e3 * sum(utils.at_loss(a, b) for a, b in zip(groups, teacher_groups))
+
+Sections and equations are those of Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017.
+"""
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.init import kaiming_normal_
+
+Params = dict[str, Tensor]
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one sentence that says why and what to do instead."""
+
+
+def full(x: Tensor) -> Tensor:
+    """In float32 at least: a loss is not computed in half precision, whose squares overflow above 256."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# --- attention maps and losses ---------------------------------------------------------------------------
+
+
+def attention_map(x: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
+    """Activations (N, C, H, W) of any dtype -> attention maps (N, H, W), float32 or better, not normalised.
+
+    Section 3.1: reduce='sum' with p=1 is F_sum, with p>1 F_sum^p; reduce='max' is F_max^p.
+    """
+    a = full(x)
+    a = a.pow(p) if p % 2 == 0 else a.abs().pow(p)
+    if reduce == 'sum':
+        return a.sum(1)
+    if reduce == 'max':
+        return a.amax(1)
+    raise InputError(f"an attention map reduces over channels by 'sum' or 'max', not by {reduce!r}")
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Maps (N, H, W) -> Q / ||Q||_2 of each image, (N, H*W). A map of zeros stays zeros.
+
+    The map is first divided by its largest element, a constant to the gradient: the result does not depend
+    on the scale of the activations, whereas the norm of unscaled fourth powers leaves the range of float32.
+    """
+    q = maps.flatten(1)
+    scale = q.detach().amax(1, keepdim=True)
+    return F.normalize(q / scale.where(scale > 0, 1), dim=1)
+
+
+def at(x: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
+    """Activations (N, C, H, W) -> l2-normalised attention maps (N, H*W).
+
+    A mean over channels in place of the sum, as in other implementations, gives the same map.
+    """
+    return normalize(attention_map(x, p, reduce))
+
+
+def at_loss(x: Tensor, y: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
+    """Attention transfer between student x (N, C, H, W) and teacher y (N, C', H', W'): mean((Q_x - Q_y)^2).
+
+    The mean runs over images and map elements, without the norm and the factor 1/2 of Eq. 2: this is the
+    definition of the published code, to which its beta = 1e3 belongs. Divided by the elements of a batch of
+    128 maps, 1e3 is 0.008 at 32x32, 0.031 at 16x16, 0.122 at 8x8: the "beta of about 0.1" of the paper.
+    Where the sizes differ, each map is reduced to the smaller height and width by averaging areas.
+    """
+    q_x, q_y = attention_map(x, p, reduce), attention_map(y, p, reduce)
+    size = tuple(map(min, q_x.shape[1:], q_y.shape[1:]))
+    if q_x.shape != q_y.shape:
+        q_x, q_y = F.adaptive_avg_pool2d(q_x, size), F.adaptive_avg_pool2d(q_y, size)
+    return (normalize(q_x) - normalize(q_y)).square().mean()
+
+
+def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, T: float, alpha: float) -> Tensor:
+    """Knowledge distillation: alpha T^2 KL(softmax(teacher/T) || softmax(y/T)) + (1 - alpha) CE(y, labels).
+
+    y and teacher_scores are logits (N, K), labels (N,) integers. The divergence is summed over classes and
+    averaged over images. T = 4 and alpha = 0.9 are the paper's values for ResNets.
+    """
+    log_p = F.log_softmax(full(y) / T, dim=1)
+    log_q = F.log_softmax(full(teacher_scores) / T, dim=1)
+    divergence = F.kl_div(log_p, log_q, reduction='batchmean', log_target=True)
+    return alpha * T**2 * divergence + (1 - alpha) * F.cross_entropy(full(y), labels)
+
+
+def decay(kind: str, epoch: int, epochs: int, drops: Iterable[int] = (), ratio: float = 1.0) -> float:
+    """Factor on a loss weight in `epoch` (from 1) of `epochs`, 1 in the first epoch.
+
+    The paper decays beta in AT+KD and does not say how (Section 4.1.2). 'none': constant; 'linear' and
+    'cosine': towards 0, which the epoch after the last one would reach; 'step': times `ratio` at each of
+    `drops`, as the learning rate.
+    """
+    done = (epoch - 1) / epochs
+    if kind == 'none':
+        return 1.0
+    if kind == 'linear':
+        return 1 - done
+    if kind == 'cosine':
+        return (1 + math.cos(math.pi * done)) / 2
+    if kind == 'step':
+        return ratio ** sum(drop <= epoch for drop in drops)
+    raise InputError(f"a loss weight decays by 'none', 'linear', 'cosine' or 'step', not by {kind!r}")
+
+
+# --- functional networks: a function, and a flat dictionary of tensors with dotted names -----------------
+
+
+def conv_params(n_in: int, n_out: int, k: int) -> Tensor:
+    """Weight of a k x k convolution (n_out, n_in, k, k)."""
+    return kaiming_normal_(torch.empty(n_out, n_in, k, k))
+
+
+def linear_params(n_in: int, n_out: int) -> Params:
+    """Weight (n_out, n_in) and zero bias of a linear layer."""
+    return {'weight': kaiming_normal_(torch.empty(n_out, n_in)), 'bias': torch.zeros(n_out)}
+
+
+def bn_params(n: int) -> Params:
+    """Weight from uniform(0, 1) as in the published code, zero bias, and running statistics, (n,) each."""
+    return {'weight': torch.rand(n), 'bias': torch.zeros(n),
+            'running_mean': torch.zeros(n), 'running_var': torch.ones(n)}
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of this name is a running statistic of BN, which no gradient reaches."""
+    return name.endswith(('running_mean', 'running_var'))
+
+
+def flatten(tree: Mapping, prefix: str = '') -> Params:
+    """Nested dictionaries -> {'group0.block0.conv0': tensor, ...}, in order of definition."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def trainable(params: Params) -> Params:
+    """Mark every tensor but the BN statistics as a leaf that takes gradients; returns those, by name."""
+    return {name: t.requires_grad_() for name, t in params.items() if not is_statistic(name)}
+
+
+def n_parameters(params: Params) -> int:
+    """Number of elements, BN statistics included, as the published logs count them."""
+    return sum(t.numel() for t in params.values())
+
+
+def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
+    """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch's statistics, updating the running ones."""
+    return F.batch_norm(x, params[base + '.running_mean'], params[base + '.running_var'],
+                        params[base + '.weight'], params[base + '.bias'], training=mode)
+
+
+def conv1x1(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding and bias.
+
+    With fewer than 8 channels it is a matrix product: there oneDNN's weight gradient for channels-last tensors
+    never returns on a CPU with AVX2 (seen with torch 2.15).
+    """
+    if weight.shape[1] < 8:
+        return torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])
+    return F.conv2d(x, weight, stride=stride)
+
+
+Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
