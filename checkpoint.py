@@ -4,12 +4,12 @@
 
 Reading runs no code from the file; writing leaves either the old file or the new one, whole.
 """
+import argparse
 import io
 import json
 import math
 import os
-import pickle
-import zipfile
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from utils import InputError
 MODEL, LOG = 'model.pt7', 'log.txt'
 
 
+# --- files -----------------------------------------------------------------------------------------------
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, rename over it: no moment has half a file there. OSError as from open()."""
+    """Write beside `path`, flush to disk, rename over it: at no moment half a file. OSError as open()."""
     beside = path.with_name(path.name + '.tmp')
     try:
         with open(beside, 'wb') as f:
@@ -47,26 +49,25 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path | str) -> Any:
-    """What torch.save wrote, on the CPU; tensors and plain values only. InputError names a file that is not that."""
+    """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise InputError(f'there is no file {path}') from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
-            ImportError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise InputError(f'{path} is no whole file of weights: it is truncated, or holds more than tensors and '
-                         'plain values, which is refused because loading it could run code') from None
+    except Exception:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
+        raise InputError(f'{path} is no whole file of weights: it is truncated, or holds more than tensors '
+                         'and plain values, which is refused because loading it could run code') from None
 
 
 def student(params: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefix that names carry in the published code's runs with a teacher; the teacher is left out."""
+    """The student alone, without the prefix of its names in the published code's runs with a teacher."""
     if not any(name.startswith('student.') for name in params):
         return params
     return {name.removeprefix('student.'): t for name, t in params.items() if name.startswith('student.')}
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The epochs of a log, ours or of the published code ('json_stats: {...}'); lines that are no JSON are left out."""
+    """The epochs of a log, ours or of the published code ('json_stats: {...}'); other lines are left out."""
     epochs = []
     try:
         lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
@@ -94,3 +95,70 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- the folder of a run ---------------------------------------------------------------------------------
+
+
+class Folder:
+    """The folder of a run: never overwrites one, finds what to go on from, keeps its files in step."""
+
+    def __init__(self, opt: argparse.Namespace):
+        self.path = Path(opt.save)
+        self.model, self.log = self.path / MODEL, self.path / LOG
+        self.state: dict[str, Any] | None = None
+        self.epochs: list[dict[str, Any]] = []
+        if not opt.resume:
+            if self.model.exists() or self.log.exists():
+                raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
+                                 'or name another folder by --save')
+            return
+        source = self.model if opt.resume == 'auto' else Path(opt.resume)
+        if source.is_dir():
+            source /= MODEL
+        if opt.resume == 'auto' and not source.exists():
+            return
+        self.state = read(source)
+        needed = {'params', 'optimizer', 'epoch', 'options'}
+        if not isinstance(self.state, dict) or not needed <= self.state.keys():
+            raise InputError(f'{source} is no checkpoint to go on from; weights and runs of the published '
+                             'code can teach (--teacher_id) and be evaluated (--evaluate)')
+        self._compare(opt)
+        log = source.with_name(LOG)
+        if log.exists():  # lines past the checkpoint belong to an epoch that is run again
+            self.epochs = [e for e in read_log(log) if e['epoch'] <= self.state['epoch']]
+
+    def _compare(self, opt: argparse.Namespace) -> None:
+        before = self.state['options']
+        changed = [name for name, value in vars(opt).items() if before.get(name, value) != value]
+        for name in {'depth', 'width', 'dataset'} & set(changed):
+            raise InputError(f'the run to go on with has {name} {before[name]}, not {getattr(opt, name)}')
+        for name in set(changed) - {'save', 'resume', 'dataroot', 'device', 'gpu_id', 'nthread'}:
+            print(f'note: the run goes on with --{name} {getattr(opt, name)}; it began with {before[name]}',
+                  file=sys.stderr)
+
+    def create(self) -> None:
+        """Make the folder, before the first epoch rather than after it, and try to write there."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / '.writable', b'')
+            (self.path / '.writable').unlink()
+        except OSError as e:
+            raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
+
+    def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
+        """The log first: a kill between the two leaves a line too many, which a resumed run drops."""
+        self.epochs.append(record)
+        try:
+            write_log(self.log, self.epochs)
+            write(self.model, state)
+        except OSError as e:
+            kept = f'; {self.model} still holds the epoch before' if self.model.exists() else ''
+            raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}){kept}; '
+                             'make room, then go on with --resume auto') from None
+
+    def last(self) -> str:
+        """Where the last checkpoint is, for messages."""
+        if not self.model.exists():
+            return 'no epoch was finished, so there is no checkpoint'
+        return f'{self.model} holds epoch {read(self.model)["epoch"]}'

@@ -23,22 +23,28 @@ from utils import InputError
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a wide ResNet on CIFAR, alone or as the student of a teacher.')
-    model = parser.add_argument_group('model')
-    model.add_argument('--depth', type=options.positive_int, default=16, help='6n + 4: 10, 16, 22, 28, 34, 40, ...')
-    model.add_argument('--width', type=options.positive, default=1.0)
-    model.add_argument('--teacher_id', default='', metavar='RUN',
+    group = parser.add_argument_group('model')
+    group.add_argument('--depth', type=options.positive_int, default=16,
+                       help='6n + 4: 10, 16, 22, 28, 34, 40, ...')
+    group.add_argument('--width', type=options.positive, default=1.0, help='times 16, 32, 64 channels')
+    group.add_argument('--teacher_id', default='', metavar='RUN',
                        help="the teacher: a run's name under logs/, its folder, or a file of weights")
-    images = parser.add_argument_group('data')
-    images.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
-    images.add_argument('--dataroot', default='.', metavar='FOLDER', help='where CIFAR lies or is downloaded to')
-    images.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
-                        help='reflected border of the random crop')
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
+    group.add_argument('--dataroot', default='.', metavar='FOLDER',
+                       help='where CIFAR lies or is downloaded to')
+    group.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
+                       help='reflected border of the random crop')
     options.add_method(parser)
     options.add_training(parser, batch_size=128, epochs=200, epoch_step='[60,120,160]', lr_decay_ratio=0.2,
                          weight_decay=5e-4)
     options.add_device(parser)
     opt = parser.parse_args(arguments)
-    options.check(parser, opt, teacher='teacher_id')
+    options.check(parser, opt, teacher='teacher_id', n_groups=3)
+    if opt.randomcrop_pad > 31:
+        parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
+    if opt.nthread != parser.get_default('nthread'):
+        print('note: --nthread has no effect here: the images are held in memory', file=sys.stderr)
     return opt
 
 
@@ -48,22 +54,22 @@ def main() -> None:
     num_classes = data.CLASSES[opt.dataset]
 
     if opt.evaluate:
-        f, params = resnet.load(opt.save if opt.resume in ('', 'auto') else opt.resume)
+        path = Path(opt.save if opt.resume in ('', 'auto') else opt.resume)
+        f, params = load(path, opt.dataset)
         _, test_set = data.load(opt.dataset, opt.dataroot, device)
         h_test = training.evaluation(f, training.to_device(params, device), opt.dtype)
         result = training.evaluate(h_test, data.Loader(test_set, data.TEST_BATCH))
-        print(f'test loss {result["loss"]:.4f} accuracy {result["acc"]:.2f} error {100 - result["acc"]:.2f}')
+        loss, acc = result['loss'], result['acc']
+        print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
         return
 
     torch.manual_seed(opt.seed)
     f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
-    f_t = teacher = None
-    if opt.teacher_id:
-        f_t, teacher = load_teacher(opt, num_classes)
-        teacher = training.to_device(teacher, device)
-    folder = training.Folder(opt)
+    f_t, teacher = load(find_teacher(opt.teacher_id), opt.dataset) if opt.teacher_id else (None, {})
+    folder = checkpoint.Folder(opt)
     if folder.state:
-        student = resume(folder, student)
+        student = {name: folder.state['params'][name] for name in student}
+    teacher = training.to_device(teacher, device)
     student = training.to_device(student, device)
     utils.trainable(student)
 
@@ -107,24 +113,30 @@ def method(opt: argparse.Namespace, f_s: utils.Network, student: utils.Params,
     return h
 
 
-def load_teacher(opt: argparse.Namespace, num_classes: int) -> tuple[utils.Network, utils.Params]:
-    """The network of --teacher_id, which must know as many classes as the data set has."""
-    path = next((p for p in (Path('logs', opt.teacher_id), Path(opt.teacher_id)) if p.exists()), None)
-    if path is None:
-        raise InputError(f'--teacher_id {opt.teacher_id}: there is neither logs/{opt.teacher_id} nor '
-                         f'{opt.teacher_id}; train the teacher first, or give the path of its run or its weights')
+def find_teacher(name: str) -> Path:
+    """The run or file that --teacher_id names, under logs/ first."""
+    for path in (Path('logs', name), Path(name)):
+        if path.exists():
+            return path
+    raise InputError(f'--teacher_id {name}: there is neither logs/{name} nor {name}; train the teacher '
+                     'first, or give the path of its run or of its weights')
+
+
+def load(path: Path, dataset: str) -> tuple[utils.Network, utils.Params]:
+    """A trained network, which must know the classes of the data set."""
     f, params = resnet.load(path)
-    if len(params['fc.bias']) != num_classes:
-        raise InputError(f'the teacher {path} knows {len(params["fc.bias"])} classes, {opt.dataset} has {num_classes}')
+    if path.is_dir():
+        epochs = checkpoint.read_log(path / checkpoint.LOG)
+        if not epochs:
+            raise InputError(f'{path / checkpoint.LOG} holds no epoch of a run')
+        trained_on = epochs[-1].get('dataset', dataset)
+        if trained_on != dataset:
+            raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
+                             'give the same --dataset to both')
+    n = len(params['fc.bias'])
+    if n != data.CLASSES[dataset]:
+        raise InputError(f'{path} knows {n} classes, {dataset} has {data.CLASSES[dataset]}')
     return f, params
-
-
-def resume(folder: training.Folder, student: utils.Params) -> utils.Params:
-    """The student of the checkpoint, which must be the network that the options describe."""
-    params = checkpoint.student(folder.state['params'])
-    if {k: t.shape for k, t in params.items()} != {k: t.shape for k, t in student.items()}:
-        raise InputError('the checkpoint to go on from holds another network than --depth and --width describe')
-    return {name: params[name] for name in student}
 
 
 if __name__ == '__main__':

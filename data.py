@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity
 import shapes
 from utils import InputError
 
-# CIFAR-10, as in the published code, which took the same figures for CIFAR-100; the built-in shapes keep to them.
+# Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
 TEST_BATCH = 500
@@ -36,17 +36,18 @@ class Sample(NamedTuple):
     epoch: int
 
 
-# --- data sets ----------------------------------------------------------------------------------------
+# --- data sets -------------------------------------------------------------------------------------------
 
 
 def load(name: str, root: str, device: torch.device) -> tuple[Images, Images]:
-    """Training and test split of CIFAR10, CIFAR100 (downloaded to `root` where missing) or shapes (built in)."""
+    """Training and test split of CIFAR10 or CIFAR100, downloaded to `root` if missing, or of shapes."""
     if name == 'shapes':
         splits = shapes.load(train=True), shapes.load(train=False)
     else:
         splits = tuple(_cifar(name, root, train) for train in (True, False))
-    return tuple(Images(torch.from_numpy(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device))
-                 for x, y in splits)
+    train, test = (Images(torch.from_numpy(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device))
+                   for x, y in splits)
+    return train, test
 
 
 def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
@@ -61,16 +62,16 @@ def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
         split = kind(root, train=train, download=not os.path.isdir(folder))
     except (OSError, RuntimeError) as e:  # no network, no such server, no room; or torchvision misses a file
         reason = str(e).splitlines()[0]
-        raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the folder '
-                         f'that holds {kind.base_folder} by --dataroot, or try --dataset shapes') from None
+        raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the '
+                         f'folder with {kind.base_folder} by --dataroot, or use --dataset shapes') from None
     return split.data, split.targets
 
 
-# --- augmentation --------------------------------------------------------------------------------------
+# --- augmentation and batches ----------------------------------------------------------------------------
 
 
 def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, pad: int) -> Tensor:
-    """Images at `index` (B,), padded by reflection, cropped at `offset` (B, 2), mirrored where `flip` (B,) is set.
+    """Images at `index` (B,), padded by reflection, cropped at `offset` (B, 2), mirrored by `flip` (B,).
 
     images (N, H, W, 3) -> (B, H, W, 3), the dtype kept. An offset (row, column) lies in 0 ... 2 pad; `pad` is
     less than H and W. Nothing is padded: each pixel is fetched from where its reflection lies.
@@ -91,10 +92,10 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Loader:
-    """Batches of a split. With a seed, shuffled and augmented for the epoch in `epoch`; without, in order as it is.
+    """Batches of a split: with a seed, shuffled and augmented for epoch `epoch`; without, in its order.
 
-    Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the same
-    whatever went before it. The last batch is as small as it must be; each image comes once an epoch.
+    Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
+    same whatever went before it. The last batch is as small as it must be; each image comes once an epoch.
     """
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0):

@@ -57,12 +57,12 @@ def int_list(text: str) -> list[int]:
 def add_method(parser: Parser) -> None:
     """What the student learns from the teacher; 0 switches a loss off."""
     group = parser.add_argument_group('method')
-    group.add_argument('--alpha', type=fraction, default=0.0, help='weight of knowledge distillation (paper: 0.9)')
+    group.add_argument('--alpha', type=fraction, default=0.0, help='weight of distillation (paper: 0.9)')
     group.add_argument('--temperature', type=positive, default=4.0, help='temperature T of distillation')
     group.add_argument('--beta', type=weight, default=0.0, help='weight of attention transfer (paper: 1e+3)')
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
                        help='how beta falls over the epochs; step: by lr_decay_ratio at epoch_step')
-    group.add_argument('--map', choices=['sum', 'max'], default='sum', help='reduction over channels, F_sum or F_max')
+    group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
     group.add_argument('--map_p', type=positive, default=2.0, help='power p of the activations in a map')
     group.add_argument('--at_groups', type=int_list, default=None, metavar='[0,1,2]',
                        help='groups that attention transfer compares; all by default')
@@ -75,48 +75,51 @@ def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: st
     group.add_argument('--lr', type=positive, default=0.1)
     group.add_argument('--epochs', type=positive_int, default=epochs)
     group.add_argument('--weight_decay', type=weight, default=weight_decay)
-    group.add_argument('--epoch_step', type=int_list, default=epoch_step, metavar=epoch_step,
-                       help='epochs, from 1, at whose start the learning rate drops and the momentum starts afresh')
+    group.add_argument('--epoch_step', type=int_list, default=epoch_step, metavar='[60,120,160]',
+                       help='epochs, from 1, at whose start lr drops and the momentum starts afresh')
     group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio)
     group.add_argument('--seed', type=count, default=1)
-    group.add_argument('--save', default='', metavar='FOLDER', help='folder of the run: log.txt and model.pt7')
+    group.add_argument('--save', default='', metavar='FOLDER', help='where log.txt and model.pt7 go')
     group.add_argument('--resume', default='', metavar='FILE',
-                       help="checkpoint to go on from; 'auto': that of --save, from the start where there is none")
-    group.add_argument('--evaluate', action='store_true', help='only print loss and accuracy of the weights in --resume')
+                       help="checkpoint to go on from; 'auto': that of --save, if there is one")
+    group.add_argument('--evaluate', action='store_true',
+                       help='only print loss and accuracy of the weights in --resume, or else --save')
 
 
 def add_device(parser: Parser) -> None:
     group = parser.add_argument_group('device')
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
-    group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='the same as --device cuda')
+    group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
     group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1', help='CUDA devices to use')
-    group.add_argument('--ngpu', type=positive_int, default=1, help='number of CUDA devices that share a batch')
-    group.add_argument('--nthread', type=positive_int, default=4, help='processes that load images from files')
+    group.add_argument('--ngpu', type=positive_int, default=1, help='CUDA devices that share a batch')
+    group.add_argument('--nthread', type=count, default=4, help='processes that load images from files')
 
 
-def check(parser: Parser, opt: argparse.Namespace, teacher: str) -> None:
+def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) -> None:
     """End the program, with one sentence and status 2, where options cannot work together.
 
-    `teacher` is the name of the option that gives the teacher.
+    `teacher` is the name of the option that gives the teacher, `n_groups` the number of groups of a network.
     """
     given = getattr(opt, teacher)
-    if not opt.save and not (opt.evaluate and opt.resume):
+    if opt.evaluate and not opt.save and opt.resume in ('', 'auto'):
+        parser.error('--evaluate needs weights: add --resume with a run or a file of weights')
+    if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
-    if opt.evaluate:
-        return
+    if opt.evaluate and (given or opt.alpha or opt.beta):
+        parser.error(f'--evaluate learns nothing: leave out --{teacher}, --alpha and --beta')
     if not given and (opt.alpha or opt.beta):
         parser.error(f'--alpha and --beta need a teacher: add --{teacher} with its run or its weights')
     if given and not (opt.alpha or opt.beta):
-        parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention transfer, '
-                     '--alpha 0.9 for distillation, or both')
+        parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
+                     'transfer, --alpha 0.9 for distillation, or both')
     for name, needs in (('beta_decay', 'beta'), ('map', 'beta'), ('map_p', 'beta'), ('at_groups', 'beta'),
                         ('temperature', 'alpha')):
         if getattr(opt, name) != parser.get_default(name) and not getattr(opt, needs):
             parser.error(f'--{name} has no effect without --{needs}')
-    if opt.at_groups == []:
-        parser.error('--at_groups names no group; leave it out for all of them')
+    if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
+        parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}; leave it out for all')
 
 
 def beta_at(opt: argparse.Namespace, epoch: int) -> float:

@@ -92,8 +92,8 @@ def load(path: Path | str) -> tuple[Network, Params]:
         f, expected = wide_resnet(depth, width, num_classes)
     wrong = [f'no {name}' for name in expected.keys() - params.keys()]
     wrong += [f'unknown {name}' for name in params.keys() - expected.keys()]
-    wrong += [f'{name} of shape {tuple(params[name].shape)} for {tuple(t.shape)}' for name, t in expected.items()
-              if name in params and params[name].shape != t.shape]
+    wrong += [f'{name} of shape {tuple(params[name].shape)} for {tuple(t.shape)}'
+              for name, t in expected.items() if name in params and params[name].shape != t.shape]
     if wrong:
         shown = ', '.join(sorted(wrong)[:4]) + (f' and {len(wrong) - 4} more' if len(wrong) > 4 else '')
         raise InputError(f'{path} looks like WRN-{depth}-{width:g} but its tensors differ: {shown}')
@@ -106,4 +106,4 @@ def _dimensions(path: Path, params: Params) -> tuple[int, float, int]:
         n = sum(f'group0.block{b}.conv0' in params for b in range(len(params)))
         return 6 * n + 4, params['group0.block0.conv0'].shape[0] / 16, params['fc.weight'].shape[0]
     except (KeyError, IndexError):
-        raise InputError(f'{path} holds no wide ResNet: its first tensors are {", ".join(list(params)[:3])}') from None
+        raise InputError(f'{path} is no wide ResNet: it begins with {", ".join(list(params)[:3])}') from None

@@ -1,11 +1,10 @@
 """One run: devices, the torchnet Engine and its hooks, meters, checkpoint and log.
 
-    run = training.Run(opt)
-    training.train(run, h, h_test, params, train_loader, test_loader, num_classes)
+    folder = checkpoint.Folder(opt)
+    training.train(opt, folder, h, h_test, params, train_loader, test_loader, num_classes)
 """
 import argparse
 import math
-import os
 import platform
 import resource
 import shlex
@@ -24,9 +23,9 @@ from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter, TimeMeter
 from tqdm import tqdm
 
-import checkpoint
 import options
 import utils
+from checkpoint import Folder
 from data import Loader, Sample
 from utils import InputError, Params
 
@@ -81,20 +80,25 @@ def _say(sentence: str, status: int = 0) -> int:
     return status
 
 
-# --- devices ------------------------------------------------------------------------------------------
+# --- devices ---------------------------------------------------------------------------------------------
 
 
 def device(opt: argparse.Namespace) -> torch.device:
     """The device that the options ask for."""
+    if opt.ngpu > 1:
+        raise InputError(f'--ngpu {opt.ngpu}: a run uses one device; start one on each GPU by --gpu_id')
     if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
         if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
             raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
+        if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
+            _say('note: this CPU has no bfloat16 arithmetic: --dtype float is many times faster')
         return torch.device('cpu')
     if not torch.cuda.is_available():
         raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
-    if opt.gpu_id[0] >= torch.cuda.device_count():
-        raise InputError(f'--gpu_id {opt.gpu_id[0]}: there are {torch.cuda.device_count()} CUDA devices, from 0')
-    return torch.device('cuda', opt.gpu_id[0])
+    index = opt.gpu_id[0]
+    if index >= torch.cuda.device_count():
+        raise InputError(f'--gpu_id {index}: there are {torch.cuda.device_count()} CUDA devices, from 0')
+    return torch.device('cuda', index)
 
 
 def to_device(params: Params, device: torch.device) -> Params:
@@ -119,49 +123,12 @@ def evaluation(f: utils.Network, params: Params, dtype: str) -> Method:
     return h_test
 
 
-# --- one run ------------------------------------------------------------------------------------------
+# --- epochs ----------------------------------------------------------------------------------------------
 
-
-class Folder:
-    """The folder of a run: refuses to overwrite one, finds what to go on from, keeps log and checkpoint in step."""
-
-    def __init__(self, opt: argparse.Namespace):
-        self.path = Path(opt.save)
-        self.model, self.log = self.path / checkpoint.MODEL, self.path / checkpoint.LOG
-        self.state: dict[str, Any] | None = None
-        self.epochs: list[dict[str, Any]] = []
-        if not opt.resume:
-            if self.model.exists() or self.log.exists():
-                raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, or save elsewhere')
-            return
-        source = self.model if opt.resume == 'auto' else Path(opt.resume)
-        if source.is_dir():
-            source /= checkpoint.MODEL
-        if opt.resume == 'auto' and not source.exists():
-            return
-        self.state = checkpoint.read(source)
-        if not isinstance(self.state, dict) or not {'params', 'optimizer', 'epoch', 'options'} <= self.state.keys():
-            raise InputError(f'{source} is no checkpoint to go on from: it lacks params, optimizer, epoch or options; '
-                             'weights and runs of the published code can teach and be evaluated')
-        log = source.with_name(checkpoint.LOG)
-        if log.exists():  # lines past the checkpoint belong to an epoch that is run again
-            self.epochs = [e for e in checkpoint.read_log(log) if e['epoch'] <= self.state['epoch']]
-
-    def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
-        """The log first: a kill between the two leaves a line too many, which a resumed run drops."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.epochs.append(record)
-            checkpoint.write_log(self.log, self.epochs)
-            checkpoint.write(self.model, state)
-        except OSError as e:
-            kept = f'; {self.model} still holds the epoch before' if self.model.exists() else ''
-            raise InputError(f'epoch {record["epoch"]} could not be saved in {self.path} ({e.strerror}){kept}: '
-                             'make room or mend the folder, then go on with --resume auto') from None
 
 
 class Meters:
-    """Loss, accuracy and loss terms of an epoch: summed up on the device, read once at the end."""
+    """Loss, accuracy and loss terms of an epoch: kept on the device, read once at the end."""
 
     def __init__(self):
         self.rows: list[Tensor] = []  # (2 + terms,): loss, right answers, and each group of each term
@@ -177,10 +144,14 @@ class Meters:
         self.sizes.append(len(labels))
 
     def read(self) -> dict[str, Any]:
-        """{'loss': mean over images, 'acc': %, '<term>_losses': [[mean, std] over batches, ...]}; waits for the device."""
+        """{'loss': mean over images, 'acc': %, '<term>_losses': [[mean, std] over batches, ...]}.
+
+        Waits for the device. Diverged if a loss is not finite.
+        """
         loss, acc = AverageValueMeter(), AverageValueMeter()
         terms = [AverageValueMeter() for _ in self.names]
-        for (batch_loss, right, *losses), n in zip(torch.stack(self.rows).tolist(), self.sizes, strict=True):
+        rows = torch.stack(self.rows).tolist()
+        for (batch_loss, right, *losses), n in zip(rows, self.sizes, strict=True):
             if not math.isfinite(batch_loss):
                 raise Diverged('the loss is not finite')
             loss.add(batch_loss * n, n)
@@ -231,8 +202,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
           train_loader: Loader, test_loader: Loader, num_classes: int) -> None:
     """All epochs that are left of a run; after each, a line of the log and a checkpoint.
 
-    The learning rate drops at the start of the epochs in epoch_step, each time with a fresh momentum buffer, as
-    in the published code.
+    The learning rate drops at the start of the epochs in epoch_step, each time with a fresh momentum buffer,
+    as in the published code.
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
@@ -251,6 +222,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
             loss.register_hook(scaler.scale)
         return loss, output
 
+    folder.create()
     optimizer = optimizer_from(first + 1)
     if folder.state:
         optimizer.load_state_dict(folder.state['optimizer'])
@@ -290,31 +262,38 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                     {'params': {name: t.detach() for name, t in params.items()},
                      'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
                      'options': vars(opt) | {'num_classes': num_classes}})
-        print(f'epoch {epoch}/{opt.epochs}: train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
+        print(f'epoch {epoch}/{opt.epochs}: '
+              f'train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
               f'test loss {result["test_loss"]:.4f} accuracy {result["test_acc"]:.2f}, '
               f'{train_time:.1f} s, {result["images_per_second"]:.0f} images/s', flush=True)
 
-    engine.hooks |= {'on_start': on_start, 'on_start_epoch': on_start_epoch, 'on_forward': on_forward,
-                     'on_end_epoch': on_end_epoch}
+    for hook in (on_start, on_start_epoch, on_forward, on_end_epoch):
+        engine.hooks[hook.__name__] = hook
     try:
         engine.train(step, train_loader, opt.epochs, optimizer)
     except Diverged as e:
-        raise Diverged(f'{e} in epoch {train_loader.epoch}: try a lower --lr or --beta; {_last(folder)}') from None
+        raise Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: try a lower --lr') from None
     except (KeyboardInterrupt, SystemExit):
-        arguments = [a for a in sys.argv if a != '--resume']
-        _say(f'stopped in epoch {train_loader.epoch}; {_last(folder)}; go on with: '
-             f'{shlex.join(["python", *arguments])} --resume auto')
+        bar.close()
+        _say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
+             f'go on with: {resume_command(sys.argv)}')
         raise
 
 
-def _last(folder: Folder) -> str:
-    if not folder.model.exists():
-        return 'no epoch was finished, so there is no checkpoint'
-    return f'{folder.model} holds epoch {checkpoint.read(folder.model)["epoch"]}'
+def resume_command(argv: list[str]) -> str:
+    """The command line that goes on with the run that `argv` began."""
+    arguments = iter(argv)
+    kept = []
+    for argument in arguments:
+        if argument == '--resume':
+            next(arguments)
+        elif not argument.startswith('--resume='):
+            kept.append(argument)
+    return shlex.join(['python', *kept, '--resume', 'auto'])
 
 
 class Progress:
-    """A bar with images/s and the loss, which comes from a copy that nobody waited for; none without a terminal."""
+    """A bar with loss and images/s on a terminal. The loss comes from a copy that nobody waited for."""
 
     def __init__(self, loader: Loader, name: str):
         self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False, disable=None)
@@ -346,9 +325,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
     commit = git('rev-parse', 'HEAD')
     if commit and git('status', '--porcelain', '--untracked-files=no'):
         commit += '-dirty'
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU, ' \
-        f'{torch.get_num_threads()} threads'
-    return {'commit': commit, 'torch': torch.__version__, 'python': platform.python_version(), 'device_name': name}
+    name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    return {'commit': commit, 'torch': torch.__version__, 'python': platform.python_version(),
+            'device_name': name}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -151,7 +151,7 @@ def n_parameters(params: Params) -> int:
 
 
 def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
-    """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch's statistics, updating the running ones."""
+    """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch, updating the statistics."""
     return F.batch_norm(x, params[base + '.running_mean'], params[base + '.running_var'],
                         params[base + '.weight'], params[base + '.bias'], training=mode)
 
@@ -159,8 +159,8 @@ def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
 def conv1x1(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding and bias.
 
-    With fewer than 8 channels it is a matrix product: there oneDNN's weight gradient for channels-last tensors
-    never returns on a CPU with AVX2 (seen with torch 2.15).
+    With fewer than 8 channels it is a matrix product: oneDNN's weight gradient for channels last would
+    never return on a CPU with AVX2 (seen with torch 2.15).
     """
     if weight.shape[1] < 8:
         return torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])

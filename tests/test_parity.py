@@ -11,9 +11,8 @@ import resnet
 import training
 import utils
 
-
-# In float64 the figures differ by what rounding did to the record; in float32 ours adds its own, which the first
-# update at a loss of 11.8 amplifies.
+# In float64 the figures differ by what rounding did to the record; in float32 ours adds its own, which the
+# first update at a loss of 11.8 amplifies.
 TOLERANCE = {torch.float64: [1e-5] * 2 + [1e-2] * 6, torch.float32: [1e-5, 1e-4] + [1e-2] * 6}
 
 
@@ -22,7 +21,8 @@ TOLERANCE = {torch.float64: [1e-5] * 2 + [1e-2] * 6, torch.float32: [1e-5, 1e-4]
 def test_eight_steps_of_the_published_code(shared, case, dtype):
     recorded = json.loads((shared / 'parity/wrn_16_1_from_16_2.json').read_text())
     expected = recorded['cases'][case]
-    tensors = {k: torch.from_numpy(v).to(dtype) for k, v in np.load(shared / 'parity/wrn_16_1_from_16_2.npz').items()}
+    arrays = np.load(shared / 'parity/wrn_16_1_from_16_2.npz')
+    tensors = {k: torch.from_numpy(v).to(dtype) for k, v in arrays.items()}
     student = {k.removeprefix('student.'): t for k, t in tensors.items() if k.startswith('student.')}
     teacher = {k.removeprefix('teacher.'): t for k, t in tensors.items() if k.startswith('teacher.')}
     assert utils.n_parameters(student) == expected['n_params_with_bn_stats']

@@ -1,0 +1,1 @@
+"""What comes after training: `python -m tools.<name>`."""
