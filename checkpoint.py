@@ -108,23 +108,22 @@ class Folder:
         self.model, self.log = self.path / MODEL, self.path / LOG
         self.state: dict[str, Any] | None = None
         self.epochs: list[dict[str, Any]] = []
-        if not opt.resume:
-            if self.model.exists() or self.log.exists():
-                raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
-                                 'or name another folder by --save')
+        self.source = self.model if opt.resume in ('', 'auto') else Path(opt.resume)
+        if self.source.is_dir():
+            self.source /= MODEL
+        goes_on = opt.resume and self.source.resolve() == self.model.resolve()
+        if (self.model.exists() or self.log.exists()) and not goes_on:
+            raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
+                             'or name another folder by --save')
+        if not opt.resume or opt.resume == 'auto' and not self.source.exists():
             return
-        source = self.model if opt.resume == 'auto' else Path(opt.resume)
-        if source.is_dir():
-            source /= MODEL
-        if opt.resume == 'auto' and not source.exists():
-            return
-        self.state = read(source)
+        self.state = read(self.source)
         needed = {'params', 'optimizer', 'epoch', 'options'}
         if not isinstance(self.state, dict) or not needed <= self.state.keys():
-            raise InputError(f'{source} is no checkpoint to go on from; weights and runs of the published '
-                             'code can teach (--teacher_id) and be evaluated (--evaluate)')
+            raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
+                             'published code can teach (--teacher_id) and be evaluated (--evaluate)')
         self._compare(opt)
-        log = source.with_name(LOG)
+        log = self.source.with_name(LOG)
         if log.exists():  # lines past the checkpoint belong to an epoch that is run again
             self.epochs = [e for e in read_log(log) if e['epoch'] <= self.state['epoch']]
 

@@ -68,7 +68,7 @@ def main() -> None:
     f_t, teacher = load(find_teacher(opt.teacher_id), opt.dataset) if opt.teacher_id else (None, {})
     folder = checkpoint.Folder(opt)
     if folder.state:
-        student = {name: folder.state['params'][name] for name in student}
+        _, student = resnet.load(folder.source)
     teacher = training.to_device(teacher, device)
     student = training.to_device(student, device)
     utils.trainable(student)

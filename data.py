@@ -4,6 +4,7 @@
     for x, labels, epoch in data.Loader(train_set, batch_size=128, seed=1, pad=4):
         ...
 """
+import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -87,8 +88,13 @@ def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, pad: 
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), (pixel - MEAN) / STD, channels last in memory."""
-    mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)
+    mean, std = _mean_std(images.device)
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _mean_std(device: torch.device) -> Tensor:
+    return torch.tensor([MEAN, STD], device=device)  # made once: a copy to the device would wait for it
 
 
 class Loader:

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import utils
 
+TEACHER_LOSSES = ('alpha', 'beta')  # weights of what a student learns from a teacher
+
 
 class Parser(argparse.ArgumentParser):
     """No abbreviations; an error is one sentence, without the list of all options."""
@@ -107,11 +109,12 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error('--evaluate needs weights: add --resume with a run or a file of weights')
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
-    if opt.evaluate and (given or opt.alpha or opt.beta):
-        parser.error(f'--evaluate learns nothing: leave out --{teacher}, --alpha and --beta')
-    if not given and (opt.alpha or opt.beta):
-        parser.error(f'--alpha and --beta need a teacher: add --{teacher} with its run or its weights')
-    if given and not (opt.alpha or opt.beta):
+    learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]
+    if opt.evaluate and (given or learns):
+        parser.error(f'--evaluate learns nothing: leave out --{(learns or [teacher])[0]}')
+    if learns and not given:
+        parser.error(f'--{learns[0]} needs a teacher: add --{teacher} with its run or its weights')
+    if given and not learns:
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
                      'transfer, --alpha 0.9 for distillation, or both')
     for name, needs in (('beta_decay', 'beta'), ('map', 'beta'), ('map_p', 'beta'), ('at_groups', 'beta'),

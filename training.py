@@ -126,7 +126,6 @@ def evaluation(f: utils.Network, params: Params, dtype: str) -> Method:
 # --- epochs ----------------------------------------------------------------------------------------------
 
 
-
 class Meters:
     """Loss, accuracy and loss terms of an epoch: kept on the device, read once at the end."""
 
@@ -193,10 +192,6 @@ class ScaledSGD:
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict() | {'scaler': self.scaler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state['scaler'])
-        self.optimizer.load_state_dict({k: v for k, v in state.items() if k != 'scaler'})
-
 
 def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, params: Params,
           train_loader: Loader, test_loader: Loader, num_classes: int) -> None:
@@ -212,9 +207,16 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     where = train_loader.split.images.device
     scaler = torch.amp.GradScaler(where.type)
 
-    def optimizer_from(epoch: int) -> torch.optim.SGD | ScaledSGD:
+    def optimizer_from(epoch: int, saved: dict[str, Any] | None = None) -> torch.optim.SGD | ScaledSGD:
         optimizer = sgd(opt, params, options.lr_at(opt, epoch))
-        return ScaledSGD(optimizer, scaler) if opt.dtype == 'half' else optimizer
+        if saved:  # the momentum; learning rate and weight decay are those of the options
+            groups = optimizer.state_dict()['param_groups']
+            optimizer.load_state_dict({'state': saved['state'], 'param_groups': groups})
+        if opt.dtype != 'half':
+            return optimizer
+        if saved and 'scaler' in saved:
+            scaler.load_state_dict(saved['scaler'])
+        return ScaledSGD(optimizer, scaler)
 
     def step(sample: Sample) -> tuple[Tensor, Output]:
         loss, output = h(sample)
@@ -223,9 +225,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         return loss, output
 
     folder.create()
-    optimizer = optimizer_from(first + 1)
-    if folder.state:
-        optimizer.load_state_dict(folder.state['optimizer'])
+    optimizer = optimizer_from(first + 1, folder.state and folder.state['optimizer'])
     constants = vars(opt) | provenance(where) | {
         'num_classes': num_classes, 'n_parameters': utils.n_parameters(params)}
     engine, clock = Engine(), TimeMeter(unit=False)
@@ -274,7 +274,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     except Diverged as e:
         raise Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: try a lower --lr') from None
     except (KeyboardInterrupt, SystemExit):
-        bar.close()
+        if bar:
+            bar.close()
         _say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
              f'go on with: {resume_command(sys.argv)}')
         raise

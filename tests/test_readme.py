@@ -1,0 +1,61 @@
+"""What README.md and CONTRIBUTING.md say is so: commands parse, files exist, code runs."""
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import cifar
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf'^ *```{language}\n(.*?)^ *```', path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Lines of shell blocks and of recipes that start a script of this repository, or make."""
+    texts = [block for path in DOCUMENTS for block in blocks(path, 'sh')]
+    found = [line.split('#')[0].strip() for text in texts for line in text.splitlines() if line.strip()]
+    assert len(found) > 5
+    return found
+
+
+@pytest.mark.parametrize('command', commands())
+def test_commands_parse(command):
+    first, *arguments = shlex.split(command)
+    if first == 'make':
+        assert re.search(rf'^{arguments[0]}:', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    elif arguments[0] == 'cifar.py':
+        cifar.parse(arguments[1:])
+    else:
+        assert (first, arguments[0]) == ('python', '-m'), f'nothing checks: {command}'
+        importlib.import_module(arguments[1]).parse(arguments[2:])
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    links = [target for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()) if '://' not in target]
+    links += re.findall(r'^\| `([^` ]+)`', path.read_text(), re.MULTILINE)  # the table of files
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_python_of_the_readme_runs():
+    code, = blocks(ROOT / 'README.md', 'python')
+    names = {}
+    exec(code, names)
+    assert names['student'].grad.abs().sum() > 0
+
+
+def test_the_loss_of_contributing_does_what_it_says():
+    import torch
+
+    import utils
+    loss = next(block for block in blocks(ROOT / 'CONTRIBUTING.md', 'python') if 'def mean_loss' in block)
+    names = dict(vars(utils), Tensor=torch.Tensor)
+    exec('\n'.join(line[3:] for line in loss.splitlines()), names)
+    x, y = torch.full((2, 3, 4, 4), 5.0), torch.full((2, 6, 2, 2), 2.0)
+    assert names['mean_loss'](x, y) == 9
