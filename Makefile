@@ -20,7 +20,7 @@ demo: .venv/.installed-run  ## run recipes/demo.sh: a teacher and its students i
 test: .venv/.installed-dev  ## run the tests; ARGS='-k name' goes to pytest
 	@$(VENV_PYTHON) -m pytest $(ARGS)
 
-lint: .venv/.installed-dev  ## run ruff on the sources and the notebook
+lint: .venv/.installed-dev  ## run ruff on the sources
 	@$(VENV_PYTHON) -m ruff check .
 
 clean:  ## remove .venv and the caches; logs, data and results stay

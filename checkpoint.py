@@ -5,6 +5,7 @@
 Reading runs no code from the file; writing leaves either the old file or the new one, whole.
 """
 import argparse
+import contextlib
 import io
 import json
 import math
@@ -34,11 +35,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, outlives a power cut
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):  # some network file systems cannot do it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, outlives a power cut
+        finally:
+            os.close(folder)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -52,8 +54,8 @@ def read(path: Path | str) -> Any:
     """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f'there is no file {path}') from None
+    except OSError as e:
+        raise InputError(f'cannot read the weights {path}: {e.strerror}') from None
     except Exception:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
         raise InputError(f'{path} is no whole file of weights: it is truncated, or holds more than tensors '
                          'and plain values, which is refused because loading it could run code') from None
@@ -76,11 +78,20 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line.removeprefix('json_stats: '))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and 'epoch' in record:
+        if isinstance(record, dict) and type(record.get('epoch')) is int:
             epochs.append(record)
     return epochs
+
+
+def dataset_of(path: Path) -> str | None:
+    """The data set of a run, by its folder or its model.pt7; None for other files of weights."""
+    if not path.is_dir():
+        path = path.parent
+    log = path / LOG
+    epochs = read_log(log) if log.exists() else []
+    return epochs[-1].get('dataset') if epochs else None
 
 
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:
@@ -107,6 +118,7 @@ class Folder:
         self.path = Path(opt.save)
         self.model, self.log = self.path / MODEL, self.path / LOG
         self.state: dict[str, Any] | None = None
+        self.saved = 0  # epoch of the checkpoint in this folder
         self.epochs: list[dict[str, Any]] = []
         self.source = self.model if opt.resume in ('', 'auto') else Path(opt.resume)
         if self.source.is_dir():
@@ -115,26 +127,36 @@ class Folder:
         if (self.model.exists() or self.log.exists()) and not goes_on:
             raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
                              'or name another folder by --save')
-        if not opt.resume or opt.resume == 'auto' and not self.source.exists():
+        if not opt.resume:
+            return
+        if opt.resume == 'auto' and not self.source.exists():
+            # A kill between the two files of the first epoch leaves a log of one line.
+            if self.log.exists() and len(read_log(self.log)) > 1:
+                raise InputError(f'{self.log} has epochs but {self.model} is gone: bring it back, '
+                                 'or name another folder by --save')
             return
         self.state = read(self.source)
-        needed = {'params', 'optimizer', 'epoch', 'options'}
-        if not isinstance(self.state, dict) or not needed <= self.state.keys():
+        kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict}
+        if not isinstance(self.state, dict) or any(type(self.state.get(k)) is not kinds[k] for k in kinds):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
                              'published code can teach (--teacher_id) and be evaluated (--evaluate)')
         self._compare(opt)
+        self.saved = self.state['epoch'] if self.source == self.model else 0
         log = self.source.with_name(LOG)
         if log.exists():  # lines past the checkpoint belong to an epoch that is run again
             self.epochs = [e for e in read_log(log) if e['epoch'] <= self.state['epoch']]
 
     def _compare(self, opt: argparse.Namespace) -> None:
         before = self.state['options']
-        changed = [name for name, value in vars(opt).items() if before.get(name, value) != value]
-        for name in {'depth', 'width', 'dataset'} & set(changed):
-            raise InputError(f'the run to go on with has {name} {before[name]}, not {getattr(opt, name)}')
-        for name in set(changed) - {'save', 'resume', 'dataroot', 'device', 'gpu_id', 'nthread'}:
-            print(f'note: the run goes on with --{name} {getattr(opt, name)}; it began with {before[name]}',
-                  file=sys.stderr)
+        for name, value in vars(opt).items():
+            # By their text, since a stranger's file may hold values of any kind.
+            if name not in before or repr(before[name]) == repr(value):
+                continue
+            if name in ('depth', 'width', 'dataset'):
+                raise InputError(f'the run in {self.source} has {name} {before[name]}, not {value}')
+            if name not in ('save', 'resume', 'dataroot', 'device', 'gpu_id', 'nthread'):
+                print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
+                      file=sys.stderr)
 
     def create(self) -> None:
         """Make the folder, before the first epoch rather than after it, and try to write there."""
@@ -152,12 +174,10 @@ class Folder:
             write_log(self.log, self.epochs)
             write(self.model, state)
         except OSError as e:
-            kept = f'; {self.model} still holds the epoch before' if self.model.exists() else ''
-            raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}){kept}; '
-                             'make room, then go on with --resume auto') from None
+            raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}); '
+                             f'{self.last()}; make room, then go on with --resume auto') from None
+        self.saved = record['epoch']
 
     def last(self) -> str:
         """Where the last checkpoint is, for messages."""
-        if not self.model.exists():
-            return 'no epoch was finished, so there is no checkpoint'
-        return f'{self.model} holds epoch {read(self.model)["epoch"]}'
+        return f'{self.model} holds epoch {self.saved}' if self.saved else 'there is no checkpoint yet'

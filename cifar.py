@@ -43,6 +43,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
+    if opt.width > 1000:
+        parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1 and 2')
+    if opt.dataset == 'shapes' and opt.dataroot != parser.get_default('dataroot'):
+        parser.error('--dataroot has no effect with --dataset shapes, which is built in')
     if opt.nthread != parser.get_default('nthread'):
         print('note: --nthread has no effect here: the images are held in memory', file=sys.stderr)
     return opt
@@ -68,7 +72,10 @@ def main() -> None:
     f_t, teacher = load(find_teacher(opt.teacher_id), opt.dataset) if opt.teacher_id else (None, {})
     folder = checkpoint.Folder(opt)
     if folder.state:
-        _, student = resnet.load(folder.source)
+        _, loaded = resnet.load(folder.source)
+        if {name: t.shape for name, t in loaded.items()} != {name: t.shape for name, t in student.items()}:
+            raise InputError(f'{folder.source} holds another network than --depth and --width describe')
+        student = loaded
     teacher = training.to_device(teacher, device)
     student = training.to_device(student, device)
     utils.trainable(student)
@@ -125,14 +132,10 @@ def find_teacher(name: str) -> Path:
 def load(path: Path, dataset: str) -> tuple[utils.Network, utils.Params]:
     """A trained network, which must know the classes of the data set."""
     f, params = resnet.load(path)
-    if path.is_dir():
-        epochs = checkpoint.read_log(path / checkpoint.LOG)
-        if not epochs:
-            raise InputError(f'{path / checkpoint.LOG} holds no epoch of a run')
-        trained_on = epochs[-1].get('dataset', dataset)
-        if trained_on != dataset:
-            raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
-                             'give the same --dataset to both')
+    trained_on = checkpoint.dataset_of(path)
+    if trained_on not in (None, dataset):
+        raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
+                         'give the same --dataset to both')
     n = len(params['fc.bias'])
     if n != data.CLASSES[dataset]:
         raise InputError(f'{path} knows {n} classes, {dataset} has {data.CLASSES[dataset]}')

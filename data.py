@@ -4,9 +4,11 @@
     for x, labels, epoch in data.Loader(train_set, batch_size=128, seed=1, pad=4):
         ...
 """
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import NamedTuple
 
 import numpy as np
@@ -54,18 +56,24 @@ def load(name: str, root: str, device: torch.device) -> tuple[Images, Images]:
 def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
     kind = getattr(datasets, name)
     folder = os.path.join(root, kind.base_folder)
-    for file, md5 in kind.train_list + kind.test_list:
+    files = [*kind.train_list, *kind.test_list, (kind.meta['filename'], kind.meta['md5'])]
+    missing = [file for file, _ in files if not os.path.exists(os.path.join(folder, file))]
+    for file, md5 in files:
         path = os.path.join(folder, file)
-        if os.path.exists(path) and not check_integrity(path, md5):
+        if file not in missing and not check_integrity(path, md5):
             raise InputError(f'{path} is damaged (its md5 is not {md5}): delete {folder} to have {name} '
                              'downloaded again, or name another folder by --dataroot')
+    new = not os.path.exists(root)
     try:
-        split = kind(root, train=train, download=not os.path.isdir(folder))
-    except (OSError, RuntimeError) as e:  # no network, no such server, no room; or torchvision misses a file
+        split = kind(root, train=train, download=bool(missing))
+    except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
+        if new:
+            with contextlib.suppress(OSError):
+                os.rmdir(root)
         reason = str(e).splitlines()[0]
         raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the '
                          f'folder with {kind.base_folder} by --dataroot, or use --dataset shapes') from None
-    return split.data, split.targets
+    return np.ascontiguousarray(split.data), split.targets  # torchvision gives a view of (N, 3, 32, 32)
 
 
 # --- augmentation and batches ----------------------------------------------------------------------------

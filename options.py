@@ -36,8 +36,8 @@ def _number(kind: type, holds: Callable[[float], bool], meaning: str) -> Callabl
     return convert
 
 
-positive_int = _number(int, lambda v: v >= 1, 'a whole number from 1')
-count = _number(int, lambda v: v >= 0, 'a whole number from 0')
+positive_int = _number(int, lambda v: 1 <= v < 2**31, 'a whole number from 1 to 2147483647')
+count = _number(int, lambda v: 0 <= v < 2**31, 'a whole number from 0 to 2147483647')
 positive = _number(float, lambda v: 0 < v < math.inf, 'a finite number above 0')
 weight = _number(float, lambda v: 0 <= v < math.inf, 'a finite number from 0')
 fraction = _number(float, lambda v: 0 <= v <= 1, 'a number from 0 to 1')
@@ -105,6 +105,12 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     `teacher` is the name of the option that gives the teacher, `n_groups` the number of groups of a network.
     """
     given = getattr(opt, teacher)
+    if opt.ngpu > 1:
+        parser.error(f'--ngpu {opt.ngpu}: a run uses one device; start one on each GPU by --gpu_id')
+    if len(opt.gpu_id) != 1:
+        parser.error(f'--gpu_id {opt.gpu_id}: a run uses one device; name its number')
+    if 0 in opt.epoch_step:
+        parser.error('--epoch_step: epochs count from 1')
     if opt.evaluate and not opt.save and opt.resume in ('', 'auto'):
         parser.error('--evaluate needs weights: add --resume with a run or a file of weights')
     if not opt.evaluate and not opt.save:

@@ -84,7 +84,7 @@ def load(path: Path | str) -> tuple[Network, Params]:
         path = path / checkpoint.MODEL
     state = checkpoint.read(path)
     params = state.get('params', state) if isinstance(state, dict) else None
-    if not isinstance(params, dict) or not params or not all(isinstance(t, Tensor) for t in params.values()):
+    if not isinstance(params, dict) or not params or not all(map(_is_weight, params.items())):
         raise InputError(f'{path} holds no dictionary of tensors by name')
     params = checkpoint.student(params)
     depth, width, num_classes = _dimensions(path, params)
@@ -100,10 +100,16 @@ def load(path: Path | str) -> tuple[Network, Params]:
     return f, {name: params[name].detach().float() for name in expected}
 
 
+def _is_weight(item: tuple) -> bool:
+    name, t = item
+    return isinstance(name, str) and isinstance(t, Tensor) and t.is_floating_point() and t.layout == torch.strided
+
+
 def _dimensions(path: Path, params: Params) -> tuple[int, float, int]:
     """Depth, width and number of classes of a wide ResNet, from the shapes of its tensors."""
     try:
         n = sum(f'group0.block{b}.conv0' in params for b in range(len(params)))
-        return 6 * n + 4, params['group0.block0.conv0'].shape[0] / 16, params['fc.weight'].shape[0]
+        # The last group shows a width most finely: int(16 w) of the first hides its fraction.
+        return 6 * n + 4, params['group2.block0.conv0'].shape[0] / 64, params['fc.weight'].shape[0]
     except (KeyError, IndexError):
         raise InputError(f'{path} is no wide ResNet: it begins with {", ".join(list(params)[:3])}') from None

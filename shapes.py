@@ -15,20 +15,20 @@ from math import cos, pi, sin, sqrt  # of numpy's, version 2 would turn float32 
 import numpy as np
 from numpy.random import Generator
 
-N_TRAIN = 10_000
-N_TEST = 4_000
+N_TRAIN = 5_000
+N_TEST = 2_000
 SIZE = 32
 
 # How hard it is. A change of any of these is another data set: results before and after it do not compare.
-RADIUS = (5.5, 10.5)            # the circle a shape fills: smaller is harder
-CONTRAST = (0.26, 0.48)         # how far, in RGB, a shape or a distractor is from the ground: lower is harder
-DISTRACTORS = (2, 4)            # fewest and most in a picture
-DISTRACTOR_RADIUS = (2.0, 5.0)  # the nearer to RADIUS, the harder
-TEXTURE = (0.02, 0.05)          # amplitude of each of the waves in the ground: higher is harder
+RADIUS = (7.0, 12.0)            # the circle a shape fills: smaller is harder
+CONTRAST = (0.35, 0.60)         # how far, in RGB, a shape or a distractor is from the ground: lower is harder
+DISTRACTORS = (1, 3)            # fewest and most in a picture
+DISTRACTOR_RADIUS = (2.0, 4.0)  # the nearer to RADIUS, the harder
+TEXTURE = (0.01, 0.04)          # amplitude of each of the waves in the ground: higher is harder
 WAVES = 3                       # number of them
 WAVELENGTH = (4.0, 16.0)        # theirs: hardest near the size of a shape's parts
 CLOUDS = 0.10                   # amplitude of the ground's slow changes of colour
-NOISE = 0.06                    # amplitude of the noise in each pixel
+NOISE = 0.04                    # amplitude of the noise in each pixel
 
 _CHUNK = 250          # pictures drawn at once: bounds the memory and keeps the arrays in cache
 _GRID = 5             # random colours along each side of the clouds, interpolated in between

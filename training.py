@@ -69,6 +69,10 @@ def script(main: Callable[[], None]) -> None:
         main()
     except InputError as e:
         sys.exit(_say(f'{name}: error: {e}', 2))
+    except torch.OutOfMemoryError:
+        sys.exit(_say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
+    except OSError as e:
+        sys.exit(_say(f'{name}: error: {e}', 2))
     except Diverged as e:
         sys.exit(_say(f'{name}: {e}', 1))
     except KeyboardInterrupt:
@@ -85,19 +89,19 @@ def _say(sentence: str, status: int = 0) -> int:
 
 def device(opt: argparse.Namespace) -> torch.device:
     """The device that the options ask for."""
-    if opt.ngpu > 1:
-        raise InputError(f'--ngpu {opt.ngpu}: a run uses one device; start one on each GPU by --gpu_id')
     if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
         if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
             raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
         if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
-            _say('note: this CPU has no bfloat16 arithmetic: --dtype float is many times faster')
+            _say('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster')
         return torch.device('cpu')
     if not torch.cuda.is_available():
         raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
     index = opt.gpu_id[0]
     if index >= torch.cuda.device_count():
         raise InputError(f'--gpu_id {index}: there are {torch.cuda.device_count()} CUDA devices, from 0')
+    torch.cuda.set_device(index)
+    torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
     return torch.device('cuda', index)
 
 
@@ -173,8 +177,24 @@ def evaluate(h_test: Method, loader: Loader) -> dict[str, float]:
 
 def sgd(opt: argparse.Namespace, params: Params, lr: float) -> torch.optim.SGD:
     """SGD on every trainable tensor, BN and biases included, with a fresh momentum buffer."""
-    return torch.optim.SGD([t for t in params.values() if t.requires_grad], lr, momentum=0.9,
-                           weight_decay=opt.weight_decay, fused=True)
+    trained = [t for t in params.values() if t.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr, momentum=0.9, weight_decay=opt.weight_decay, fused=True)
+    for t in trained:  # else it begins with unset memory, and keeps it where a GradScaler skips the first step
+        optimizer.state[t]['momentum_buffer'] = torch.zeros_like(t)
+    return optimizer
+
+
+def restore(optimizer: torch.optim.SGD, saved: dict[str, Any]) -> None:
+    """Momentum from a saved state_dict, checked: the fused step would read past a buffer of another shape."""
+    buffers = [state['momentum_buffer'] for state in optimizer.state.values()]
+    try:
+        momenta = [saved['state'][i]['momentum_buffer'] for i in range(len(buffers))]
+        if any(m.shape != b.shape for m, b in zip(momenta, buffers, strict=True)):
+            raise ValueError
+        for buffer, momentum in zip(buffers, momenta, strict=True):
+            buffer.copy_(momentum)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        raise InputError('the momentum in the checkpoint to go on from does not fit its network') from None
 
 
 class ScaledSGD:
@@ -190,7 +210,7 @@ class ScaledSGD:
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict() | {'scaler': self.scaler.state_dict()}
+        return self.optimizer.state_dict()
 
 
 def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, params: Params,
@@ -202,21 +222,16 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
-        _say(f'{folder.path}: all {opt.epochs} epochs are done')
+        _say(f'{folder.source}: all {opt.epochs} epochs are done')
         return
     where = train_loader.split.images.device
     scaler = torch.amp.GradScaler(where.type)
 
     def optimizer_from(epoch: int, saved: dict[str, Any] | None = None) -> torch.optim.SGD | ScaledSGD:
         optimizer = sgd(opt, params, options.lr_at(opt, epoch))
-        if saved:  # the momentum; learning rate and weight decay are those of the options
-            groups = optimizer.state_dict()['param_groups']
-            optimizer.load_state_dict({'state': saved['state'], 'param_groups': groups})
-        if opt.dtype != 'half':
-            return optimizer
-        if saved and 'scaler' in saved:
-            scaler.load_state_dict(saved['scaler'])
-        return ScaledSGD(optimizer, scaler)
+        if saved is not None:
+            restore(optimizer, saved)
+        return ScaledSGD(optimizer, scaler) if opt.dtype == 'half' else optimizer
 
     def step(sample: Sample) -> tuple[Tensor, Output]:
         loss, output = h(sample)
@@ -224,10 +239,10 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
             loss.register_hook(scaler.scale)
         return loss, output
 
+    optimizer = optimizer_from(first + 1, folder.state['optimizer'] if folder.state else None)
     folder.create()
-    optimizer = optimizer_from(first + 1, folder.state and folder.state['optimizer'])
-    constants = vars(opt) | provenance(where) | {
-        'num_classes': num_classes, 'n_parameters': utils.n_parameters(params)}
+    constants = vars(opt) | provenance(where) | {'cuda': where.type == 'cuda', 'num_classes': num_classes,
+                                                 'n_parameters': utils.n_parameters(params)}
     engine, clock = Engine(), TimeMeter(unit=False)
     meters = bar = None
 
@@ -274,15 +289,18 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     except Diverged as e:
         raise Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: try a lower --lr') from None
     except (KeyboardInterrupt, SystemExit):
+        _say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
+             f'go on with: {resume_command(sys.argv, bool(folder.saved))}')
+        raise
+    finally:
         if bar:
             bar.close()
-        _say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
-             f'go on with: {resume_command(sys.argv)}')
-        raise
 
 
-def resume_command(argv: list[str]) -> str:
-    """The command line that goes on with the run that `argv` began."""
+def resume_command(argv: list[str], saved: bool) -> str:
+    """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
+    if not saved:
+        return shlex.join(['python', *argv])
     arguments = iter(argv)
     kept = []
     for argument in arguments:
@@ -299,13 +317,14 @@ class Progress:
     def __init__(self, loader: Loader, name: str):
         self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False, disable=None)
         self.pinned = torch.zeros((), pin_memory=loader.split.images.is_cuda)
-        self.shown = time.monotonic()
+        self.copied, self.shown = False, time.monotonic()
 
     def add(self, loss: Tensor, n: int) -> None:
         if not self.bar.disable and time.monotonic() - self.shown > 0.5:
-            self.bar.set_postfix(loss=f'{self.pinned.item():.3f}', refresh=False)
+            if self.copied:
+                self.bar.set_postfix(loss=f'{self.pinned.item():.3f}', refresh=False)
             self.pinned.copy_(loss.detach(), non_blocking=True)
-            self.shown = time.monotonic()
+            self.copied, self.shown = True, time.monotonic()
         self.bar.update(n)
 
     def close(self) -> None:
@@ -324,7 +343,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git('rev-parse', 'HEAD')
-    if commit and git('status', '--porcelain', '--untracked-files=no'):
+    if commit and git('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no'):
         commit += '-dirty'
     name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
     if device.type == 'cuda':

@@ -3,17 +3,17 @@
     python -m tools.benchmark cifar
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
 
-One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do: PIL
-images transformed one by one in worker processes, float32, channels first, SGD without fusion, and every metric read in every
-step. Short blocks of ours and of the baseline alternate; a ratio is the median over rounds of ours / baseline in
-the same round, so that a machine that slows down for a while slows down both.
+One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
+PIL images transformed one by one in worker processes, float32, channels first, SGD without fusion, and every
+metric read in every step. Short blocks of ours and of the baseline alternate; a ratio is the median over
+rounds of ours / baseline in the same round, so that a machine that slows down for a while slows down both.
+Where other programs use the same cores, OMP_WAIT_POLICY=passive keeps threads from spinning for one another.
 """
 import argparse
 import itertools
 import json
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +36,7 @@ import data
 import options
 import resnet
 import training
+import utils
 from data import Sample
 from utils import InputError, Network, Params
 
@@ -47,13 +48,13 @@ PREFETCH = 2  # batches that each worker of the baseline holds ready
 MEMORY_STEPS = 4
 
 Blocks = dict[str, dict[str, list[float]]]  # case -> side -> images/s of each round
-Consumer = Callable[[Iterable[Sample]], int]  # trains on samples or drops them, waits for the device; -> images
+Consumer = Callable[[Iterable[Sample]], int]  # trains on samples or drops them, waits; -> images
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Measure the speed and memory of training.')
     commands = parser.add_subparsers(dest='command', required=True, parser_class=_command)
-    add_cifar(commands.add_parser('cifar', description='The step and the loader of cifar.py: WRN-16-2 -> WRN-16-1.'))
+    add_cifar(commands.add_parser('cifar', description='Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'))
     opt = parser.parse_args(arguments)
     if opt.dataset == 'shapes' and opt.dataroot:
         parser.error('--dataroot has no effect on --dataset shapes, which is built in: leave it out')
@@ -72,10 +73,12 @@ def add_cifar(parser: options.Parser) -> None:
     parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
     parser.add_argument('--batch_size', type=options.positive_int, default=128)
     parser.add_argument('--steps', type=options.positive_int, default=10, help='training steps of a block')
-    parser.add_argument('--rounds', type=options.positive_int, default=7, help='blocks of each case, ours and baseline')
-    parser.add_argument('--workers', type=options.positive_int, default=4, help='loader processes of the baseline')
+    parser.add_argument('--rounds', type=options.positive_int, default=7, help='blocks of each case and side')
+    parser.add_argument('--workers', type=options.positive_int, default=4,
+                        help='processes that load images for the baseline')
     parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
                         help='arithmetic of our networks; the baseline stays float32')
+    parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
 
 
@@ -86,10 +89,14 @@ def main() -> None:
 
 def benchmark_cifar(opt: argparse.Namespace) -> dict[str, Any]:
     device = training.device(real_options(opt, 'student'))
-    memory = {side: in_fresh_process(peak_memory, opt, side) for side in SIDES}
+    memory = {}
+    for side in () if opt.no_memory else SIDES:
+        print(f'peak memory of {side}', file=sys.stderr, flush=True)
+        memory |= in_fresh_process(peak_memory, opt, side)
     split = load(opt, device)
     blocks: Blocks = {case: {side: [] for side in SIDES} for case in [*CASES, 'loader']}
-    contenders = [(case, side, contender(opt, case, side, split, device)) for case in blocks for side in SIDES]
+    contenders = [(case, side, contender(opt, case, side, split, device))
+                  for case in blocks for side in SIDES]
     for r in range(opt.rounds):
         for case, side, measure in contenders if r % 2 else reversed(contenders):
             blocks[case][side].append(measure())
@@ -99,21 +106,22 @@ def benchmark_cifar(opt: argparse.Namespace) -> dict[str, Any]:
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
             'dataset': opt.dataset, 'batch': opt.batch_size, 'steps': opt.steps, 'rounds': opt.rounds,
             'workers': opt.workers, **summary(blocks),
-            'peak_memory': memory['ours'] | memory['baseline'] | {'data_set': split.images.nbytes}}
+            'peak_memory': memory | {'data_set': split.images.nbytes}}
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> data.Images:
     split, _ = data.load(opt.dataset, opt.dataroot or '.', device)
     if opt.batch_size > len(split.labels):
-        raise InputError(f'--batch_size {opt.batch_size} is more than the {len(split.labels)} images of {opt.dataset}')
+        raise InputError(f'--batch_size {opt.batch_size} is more than the {len(split.labels)} images '
+                         f'of {opt.dataset}')
     return split
 
 
 def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
     """The options of cifar.py for a case, its own defaults included; nothing is read or saved."""
     teacher = ['--teacher_id', 'random'] if CASES[case] else []
-    return cifar.parse(['--save', 'nowhere', *teacher, *CASES[case], '--dataset', opt.dataset, '--device', opt.device,
-                        '--dtype', opt.dtype, '--batch_size', str(opt.batch_size)])
+    return cifar.parse(['--save', 'nowhere', *teacher, *CASES[case], '--dataset', opt.dataset,
+                        '--device', opt.device, '--dtype', opt.dtype, '--batch_size', str(opt.batch_size)])
 
 
 # --- what is measured ---------------------------------------------------------------------------------
@@ -130,8 +138,8 @@ def contender(opt: argparse.Namespace, case: str, side: str, split: data.Images,
     if side == 'ours':
         return lambda: images_per_second(our_batches(opt, split), consume, 2, steps)
     dataset = PlainDataset(split)
-    # the workers first have to start, then to have as much ready as the step leaves them time for
-    return lambda: images_per_second(plain_batches(opt, dataset, device), consume, 2 + PREFETCH * opt.workers, steps)
+    warm_up = 2 + PREFETCH * opt.workers  # past what the workers got ready while the step had not begun
+    return lambda: images_per_second(plain_batches(opt, dataset, device), consume, warm_up, steps)
 
 
 def images_per_second(batches: Iterator[Sample], consume: Consumer, warm_up: int, steps: int) -> float:
@@ -166,11 +174,11 @@ def our_batches(opt: argparse.Namespace, split: data.Images) -> Iterator[Sample]
 
 
 def our_training(opt: argparse.Namespace, case: str, device: torch.device) -> Consumer:
-    """The step of cifar.py, with the optimizer and the meters of training.train, read at the end of the block."""
+    """The step of cifar.py, with the optimizer and meters of training.train, read at the end of a block."""
     real = real_options(opt, case)
     f_s, student, f_t, teacher = networks(case, data.CLASSES[opt.dataset])
     student, teacher = training.to_device(student, device), training.to_device(teacher, device)
-    training.utils.trainable(student)
+    utils.trainable(student)
     h = cifar.method(real, f_s, student, f_t, teacher)
     optimizer = training.sgd(real, student, real.lr)
 
@@ -193,8 +201,9 @@ class PlainDataset(Dataset):
     def __init__(self, split: data.Images):
         self.images, self.labels = split.images.cpu().numpy(), split.labels.tolist()
         self.transform = transforms.Compose([
-            transforms.Pad(4, padding_mode='reflect'), transforms.RandomCrop(32), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(), transforms.Normalize(*np.array([data.MEAN, data.STD]) / 255)])
+            transforms.Pad(4, padding_mode='reflect'), transforms.RandomCrop(32),
+            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize(*np.array([data.MEAN, data.STD]) / 255)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -205,8 +214,8 @@ class PlainDataset(Dataset):
 
 def plain_batches(opt: argparse.Namespace, dataset: PlainDataset, device: torch.device) -> Iterator[Sample]:
     endless = RandomSampler(dataset, num_samples=1 << 40)  # one shuffled epoch after the other
-    loader = DataLoader(dataset, opt.batch_size, sampler=endless, num_workers=opt.workers, prefetch_factor=PREFETCH,
-                        pin_memory=device.type == 'cuda',
+    loader = DataLoader(dataset, opt.batch_size, sampler=endless, num_workers=opt.workers,
+                        prefetch_factor=PREFETCH, pin_memory=device.type == 'cuda',
                         multiprocessing_context='fork' if sys.platform == 'linux' else None)
     for x, labels in loader:
         yield Sample(x.to(device, non_blocking=True), labels.to(device, non_blocking=True), 1)
@@ -262,16 +271,16 @@ def plain_training(opt: argparse.Namespace, case: str, device: torch.device) -> 
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """Call before this process grows: Linux counts what a parent held when it started a child into the child's peak."""
+    """Call before this process grows: on Linux a child's peak begins at what its parent holds then."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
-    """{side: bytes} at most in a few AT steps, by training.peak_memory: allocated on a CUDA device, else resident.
+    """{side: bytes} at most in a few AT steps: allocated on CUDA, else resident in the main process.
 
-    The baseline's workers are not part of its figure; 'baseline_worker' is the largest one by itself, resident,
-    with the pages that it shares with its parent.
+    The baseline's workers are not part of its figure; 'baseline_worker' is the largest of them by itself,
+    resident with the pages that it shares with the main process.
     """
     device = training.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': MEMORY_STEPS})
@@ -309,8 +318,8 @@ def summary(blocks: Blocks) -> dict[str, Any]:
         cases[case] = {'images_per_second': {side: s.median for side, s in speeds.items()},
                        'quartiles': {side: [s.low, s.high] for side, s in speeds.items()},
                        'ratio': ratio.median, 'ratio_quartiles': [ratio.low, ratio.high]}
-    share = statistics.median(a / b for a, b in zip(blocks['at']['ours'], blocks['loader']['ours'], strict=True))
-    return {'cases': cases, 'loader_share': float(f'{share:.4g}')}
+    share = spread(a / b for a, b in zip(blocks['at']['ours'], blocks['loader']['ours'], strict=True))
+    return {'cases': cases, 'loader_share': share.median}
 
 
 if __name__ == '__main__':

@@ -1,0 +1,130 @@
+"""Imports go one way, importing does nothing, and files stay short."""
+import ast
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import ROOT
+
+# A module imports from lower layers only. A new file is placed here first.
+LAYERS = [
+    {'utils', 'shapes'},
+    {'checkpoint'},
+    {'options', 'data', 'resnet', 'nin'},
+    {'training'},
+    {'cifar', 'imagenet'},
+    {'tools'},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Packages that not everyone needs: who may import them, besides tools.
+HEAVY = {'matplotlib': set(), 'hickle': set(), 'h5py': {'resnet', 'checkpoint'}}
+
+SCRIPTS = sorted(ROOT.glob('*.py'))
+TOOLS = sorted(ROOT.glob('tools/*.py'))
+TESTS = sorted(ROOT.glob('tests/*.py'))
+
+
+def short(path):
+    return str(path.relative_to(ROOT))
+
+
+def layer(path):
+    return 'tools' if path.parent.name == 'tools' else path.stem
+
+
+def imported(source):
+    """First parts of the names of all modules that are imported anywhere in it, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, 'imports name the module in full'
+            names.add(node.module.split('.')[0])
+        elif isinstance(node, ast.Call):
+            called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+            assert called not in ('import_module', '__import__'), 'imports are written as such'
+    return names
+
+
+def wrong(importer, names):
+    """Of the imported names, those that `importer` may not import."""
+    upward = {name for name in names & LEVEL.keys()
+              if LEVEL[name] >= LEVEL[importer] and (importer, name) != ('tools', 'tools')}
+    heavy = {name for name in names & HEAVY.keys() if importer != 'tools' and importer not in HEAVY[name]}
+    return upward | heavy
+
+
+def test_every_file_has_a_layer():
+    assert {'utils', 'cifar', 'training'} <= {path.stem for path in SCRIPTS} <= LEVEL.keys()
+    assert len(TOOLS) > 1
+
+
+@pytest.mark.parametrize('path', SCRIPTS + TOOLS, ids=short)
+def test_imports_go_one_way(path):
+    assert not wrong(layer(path), imported(path.read_text()))
+
+
+def test_the_rule_itself():
+    assert imported('import utils as u, os.path\ndef f():\n    from tools.report import main') == {
+        'utils', 'os', 'tools'}
+    for importer, names in (('utils', {'shapes'}), ('utils', {'checkpoint'}), ('cifar', {'imagenet'}),
+                            ('data', {'resnet'}), ('data', {'training'}), ('training', {'cifar'}),
+                            ('cifar', {'tools'}), ('data', {'h5py'}), ('training', {'matplotlib'})):
+        assert wrong(importer, names | {'torch', 'os'}) == names
+    for importer, names in (('tools', {'cifar', 'hickle', 'tools'}), ('cifar', {'training', 'utils', 'data'}),
+                            ('resnet', {'h5py', 'checkpoint', 'utils'}), ('data', {'shapes'})):
+        assert wrong(importer, names) == set()
+
+
+IMPORTING = '''
+    import multiprocessing, os, random, signal, sys, threading
+    import numpy, torch, torchvision, torchnet.engine, torchnet.meter
+
+    def state():
+        children = []
+        for task in os.listdir('/proc/self/task') if os.path.isdir('/proc/self/task') else []:
+            try:
+                with open(f'/proc/self/task/{task}/children') as f:
+                    children += f.read().split()
+            except OSError:
+                pass
+        return {
+            'children': children + multiprocessing.active_children(),
+            'threads': threading.enumerate(),
+            'signals': [signal.getsignal(s) for s in signal.valid_signals()],
+            'torch': torch.get_rng_state().tolist(), 'random': random.getstate(),
+            'numpy': str(numpy.random.get_state()),
+            'settings': (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+                         torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
+                         torch.are_deterministic_algorithms_enabled(), torch.cuda.is_initialized()),
+            'folder': (os.getcwd(), os.listdir()), 'hooks': (sys.excepthook, sys.stdout, sys.stderr)}
+
+    before = state()
+    for name in sys.argv[1:]:
+        __import__(name)
+        after = state()
+        changed = [k for k in before if before[k] != after[k]]
+        assert not changed, f'import {name} changes {changed}'
+'''
+
+
+def test_importing_does_nothing(tmp_path):
+    modules = [path.stem for path in SCRIPTS] + ['tools'] + [
+        f'tools.{path.stem}' for path in TOOLS if path.stem != '__init__']
+    done = subprocess.run(
+        [sys.executable, '-B', '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
+         + textwrap.dedent(IMPORTING), *modules],
+        cwd=tmp_path, text=True, capture_output=True, timeout=200, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+@pytest.mark.parametrize('path', SCRIPTS + TOOLS, ids=short)
+def test_docstring(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize('path', SCRIPTS + TOOLS + TESTS, ids=short)
+def test_at_most_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400

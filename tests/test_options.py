@@ -1,0 +1,248 @@
+"""What the options accept, refuse and mean; published names and defaults; schedules."""
+import argparse
+import math
+import re
+import shlex
+import string
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import cifar
+import options
+import training
+from utils import InputError
+
+RUN = ['--save', 'run']
+STUDENT = [*RUN, '--teacher_id', 'teacher']
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr with which parsing ends."""
+    with pytest.raises(SystemExit) as end:
+        cifar.parse(list(arguments))
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == '' and err.endswith('\n') and err.count('\n') == 1
+    return err
+
+
+# --- types -----------------------------------------------------------------------------------------------
+
+# With digits of other scripts, a minus that is none, and what ends a line or a string.
+texts = st.text(string.printable + '\0\x85\u0661\uff11\xb2\xbd\u2212\ud800\u2028')
+
+NUMBERS = {
+    'positive_int': (['1', '200', ' 7 '], ['0', '-1', '1.0', '1e3', 'nan', 'inf', '', 'one', '[1]', '0x10']),
+    'count': (['0', '4', '12345678901'], ['-1', '0.5', 'nan', 'inf', '', 'x']),
+    'positive': (['0.1', '1e-5', '3', '1e+3'], ['0', '-0', '-1', 'nan', 'inf', '-inf', '1e999', '', '1,5']),
+    'weight': (['0', '1e+3', '5e-4', '0.0'], ['-1e-9', 'nan', 'inf', '1e400', '', 'x', '0.1.2']),
+    'fraction': (['0', '1', '0.9', '1e-3'], ['1.0001', '-0.1', 'nan', 'inf', '', '90%'])}
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_numbers(name):
+    convert = getattr(options, name)
+    accepted, not_accepted = NUMBERS[name]
+    kind = int if name in ('positive_int', 'count') else float
+    for text in accepted:
+        value = convert(text)
+        assert type(value) is kind and value == kind(text)
+    for text in not_accepted:
+        with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+            convert(text)
+
+
+@given(texts | st.floats().map(str) | st.integers().map(str))
+@example('9' * 5000)
+@example('1_0')
+@example('\uff11')
+def test_numbers_refuse_in_one_way(text):
+    ranges = {'positive_int': (1, math.inf), 'count': (0, math.inf), 'weight': (0, 1e309),
+              'positive': (5e-324, 1e309), 'fraction': (0, 1)}
+    for name, (low, high) in ranges.items():
+        try:
+            value = getattr(options, name)(text)
+        except argparse.ArgumentTypeError as e:
+            assert repr(text) in str(e)
+        else:
+            assert low <= value <= high and math.isfinite(value)
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('[60,120,160]', [60, 120, 160]), ('60,120,160', [60, 120, 160]), ('[ 60 , 120 ]', [60, 120]),
+    (' [1]', [1]), ('7', [7]), ('0', [0]), ('[]', []), ('', []), ('3,1,2', [3, 1, 2])])
+def test_int_list(text, value):
+    assert options.int_list(text) == value
+
+
+@pytest.mark.parametrize('text', [
+    '[60,120', '60]', '60;120', '60 120', '[60,,120]', '[60,]', '60.0', '1e2', '[-1]', '[true]', 'null',
+    '"60"', '[[60]]', '{"a": 1}', '[1,1]', '0,1,0', 'nan', 'Infinity', 'x', '[1],[2]',
+    '9' * 5000, '[' * 100_000])
+def test_int_list_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.int_list(text)
+
+
+@given(texts | st.text('0123456789,[] .-"e') | st.lists(st.integers()).map(str))
+def test_int_list_refuses_in_one_way(text):
+    try:
+        values = options.int_list(text)
+    except argparse.ArgumentTypeError as e:
+        assert repr(text) in str(e)
+    else:
+        assert all(type(v) is int and v >= 0 for v in values) and len(set(values)) == len(values)
+        digits = text.replace('[', '').replace(']', '').split(',')
+        assert values == [int(d) for d in digits if d.strip()]
+
+
+@given(st.lists(st.integers(min_value=0), unique=True))
+def test_int_list_reads_lists(values):
+    assert options.int_list(str(values)) == options.int_list(str(values)[1:-1]) == values
+
+
+# --- published names and defaults ------------------------------------------------------------------------
+
+PUBLISHED = {
+    'depth': 16, 'width': 1.0, 'dataset': 'CIFAR10', 'dataroot': '.', 'dtype': 'float', 'nthread': 4,
+    'teacher_id': '', 'batch_size': 128, 'lr': 0.1, 'epochs': 200, 'weight_decay': 0.0005,
+    'epoch_step': [60, 120, 160], 'lr_decay_ratio': 0.2, 'resume': '', 'randomcrop_pad': 4, 'temperature': 4,
+    'alpha': 0, 'beta': 0, 'ngpu': 1, 'gpu_id': [0]}
+
+
+def test_published_defaults():
+    opt = vars(cifar.parse(RUN))
+    assert {name: opt[name] for name in PUBLISHED} == PUBLISHED
+    # what is new changes nothing as long as it is not given
+    new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
+           'map_p': 2, 'at_groups': None}
+    assert opt == PUBLISHED | new
+
+
+def test_published_commands():
+    opt = cifar.parse(shlex.split(
+        '--save logs/at --teacher_id resnet_16_2_teacher --beta 1e+3 --depth 40 --width 2 '
+        '--dataset CIFAR100 --cuda --gpu_id 1 --epoch_step "[60,120]" --alpha 0.9'))
+    assert (opt.save, opt.teacher_id, opt.beta, opt.alpha) == ('logs/at', 'resnet_16_2_teacher', 1000, 0.9)
+    assert (opt.depth, opt.width, opt.dataset, opt.device) == (40, 2, 'CIFAR100', 'cuda')
+    assert (opt.gpu_id, opt.epoch_step) == ([1], [60, 120])
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--epoch', '3'], '--epoch'), (['--bet', '1'], '--bet'), (['--unknown'], '--unknown'),
+    (['word'], 'word'),
+    (['--depth', '16.5'], "--depth: '16.5' is not a whole number from 1"),
+    (['--alpha', '1.5'], "--alpha: '1.5' is not a number from 0 to 1"),
+    (['--beta', '-1'], "--beta: '-1' is not a finite number from 0"),
+    (['--lr', 'nan'], "--lr: 'nan' is not a finite number above 0"),
+    (['--epoch_step', '[60,120'], "'[60,120' is no list of whole numbers"),
+    (['--gpu_id', '0,0'], "'0,0' has a number twice"), (['--dataset', 'MNIST'], 'CIFAR10'),
+    (['--dtype', 'double'], 'bfloat16'), (['--lr'], '--lr')])
+def test_errors_of_the_parser(capsys, arguments, words):
+    err = refused(capsys, *RUN, *arguments)
+    assert 'error: ' in err and words in err
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        cifar.parse(['--help'])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    for name in PUBLISHED:
+        assert f'--{name}' in text
+
+
+# --- combinations ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    ([], '--save'),
+    (['--resume', 'auto'], '--save'),
+    (['--evaluate'], '--resume'),
+    (['--evaluate', '--resume', 'auto'], '--resume'),
+    (['--evaluate', '--save', 'run', '--teacher_id', 'x'], '--teacher_id'),
+    (['--evaluate', '--save', 'run', '--beta', '1'], '--beta'),
+    (['--evaluate', '--resume', 'x', '--teacher_id', 'x', '--alpha', '0.9'], '--alpha'),
+    ([*RUN, '--beta', '1'], '--teacher_id'),
+    ([*RUN, '--alpha', '0.5'], '--teacher_id'),
+    (STUDENT, '--beta 1e+3'),
+    ([*RUN, '--beta_decay', 'linear'], '--beta_decay'),
+    ([*STUDENT, '--alpha', '0.9', '--beta_decay', 'cosine'], '--beta_decay'),
+    ([*STUDENT, '--alpha', '0.9', '--map', 'max'], '--map '),
+    ([*STUDENT, '--alpha', '0.9', '--map_p', '4'], '--map_p'),
+    ([*STUDENT, '--alpha', '0.9', '--at_groups', '0'], '--at_groups'),
+    ([*STUDENT, '--beta', '1', '--temperature', '3'], '--temperature'),
+    ([*STUDENT, '--beta', '1', '--at_groups', '[]'], '--at_groups'),
+    ([*STUDENT, '--beta', '1', '--at_groups', '[1,3]'], '0 to 2'),
+    ([*RUN, '--randomcrop_pad', '32'], '--randomcrop_pad'),
+    ([*RUN, '--gpu_id', '[]'], '--gpu_id'),
+    ([*RUN, '--gpu_id', ''], '--gpu_id')])
+def test_combinations_that_cannot_work(capsys, arguments, words):
+    assert words in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--evaluate', '--save', 'run'], ['--evaluate', '--resume', 'file'],
+    [*RUN, '--resume', 'auto'], [*STUDENT, '--beta', '1e3', '--alpha', '0.9', '--beta_decay', 'step'],
+    [*STUDENT, '--beta', '1', '--map', 'max', '--map_p', '1', '--at_groups', '[2,0]'],
+    [*STUDENT, '--alpha', '0.9', '--temperature', '3'], [*RUN, '--randomcrop_pad', '31'],
+    [*RUN, '--randomcrop_pad', '0'], [*RUN, '--epoch_step', '[]'], [*RUN, '--map_p', '2.0']])
+def test_combinations_that_work(capsys, arguments):
+    cifar.parse(arguments)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_option_without_effect_is_said(capsys):
+    cifar.parse([*RUN, '--nthread', '2'])
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('note: --nthread') and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('seed', ['0', '1', '18446744073709551615', '18446744073709551616', '1' + '0' * 30])
+def test_a_seed_that_is_accepted_works(capsys, seed):
+    try:
+        opt = cifar.parse([*RUN, '--seed', seed])
+    except SystemExit:
+        assert int(seed) >= 2**64 and '--seed' in capsys.readouterr().err
+    else:
+        torch.manual_seed(opt.seed)  # as the script does
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert training.device(cifar.parse(RUN)) == torch.device('cpu')
+    for arguments, words in (['--cuda'], 'no CUDA device'), (['--dtype', 'half'], 'half'), (
+            ['--ngpu', '2'], '--ngpu 2'):
+        with pytest.raises(InputError, match=words):
+            training.device(cifar.parse([*RUN, *arguments]))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert training.device(cifar.parse([*RUN, '--gpu_id', '1'])) == torch.device('cuda', 1)
+    assert training.device(cifar.parse([*RUN, '--device', 'cpu'])) == torch.device('cpu')
+    with pytest.raises(InputError, match='there are 2 CUDA devices'):
+        training.device(cifar.parse([*RUN, '--gpu_id', '2']))
+
+
+# --- schedules -------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_drops_at_the_start_of_an_epoch():
+    opt = cifar.parse(RUN)
+    expected = {1: 0.1, 59: 0.1, 60: 0.02, 61: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 8e-4, 200: 8e-4}
+    assert {e: options.lr_at(opt, e) for e in expected} == pytest.approx(expected)
+    opt = cifar.parse([*RUN, '--epoch_step', '[5,3]', '--lr_decay_ratio', '0.5', '--lr', '2'])
+    assert [options.lr_at(opt, e) for e in range(1, 7)] == [2, 2, 1, 1, 0.5, 0.5]
+    assert options.lr_at(cifar.parse([*RUN, '--epoch_step', '[]']), 200) == 0.1
+
+
+@pytest.mark.parametrize(('kind', 'expected'), [
+    ('none', [8, 8, 8, 8]), ('linear', [8, 6, 4, 2]), ('step', [8, 8, 4, 2]),
+    ('cosine', [8, 4 + 4 * math.cos(math.pi / 4), 4, 4 - 4 * math.cos(math.pi / 4)])])
+def test_beta(kind, expected):
+    opt = cifar.parse([*STUDENT, '--beta', '8', '--epochs', '4', '--epoch_step', '3,4',
+                       '--lr_decay_ratio', '0.5', '--beta_decay', kind])
+    assert [options.beta_at(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
+    assert options.beta_at(cifar.parse(RUN), 1) == 0

@@ -1,0 +1,356 @@
+"""The method and the helpers against loops in float64, written from the paper's formulas."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import utils
+from utils import InputError
+
+MAPS = [(1, 'sum'), (2, 'sum'), (4, 'sum'), (1, 'max'), (2, 'max'), (3, 'sum'), (1.5, 'max')]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    """Two threads on tensors this small wait for each other a hundred times as long as they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+# --- references: one number at a time --------------------------------------------------------------------
+
+
+def slow_map(a, p, reduce):
+    """Section 3.1: F_sum^p or F_max^p of each image, (N, C, H, W) -> (N, H, W)."""
+    a = a.detach().double().numpy()
+    n, c, h, w = a.shape
+    result = np.zeros((n, h, w))
+    for i, y, x in itertools.product(range(n), range(h), range(w)):
+        powers = [math.pow(abs(a[i, k, y, x]), p) for k in range(c)]
+        result[i, y, x] = math.fsum(powers) if reduce == 'sum' else max(powers)
+    return result
+
+
+def slow_normalize(maps):
+    """Each map as a vector over its l2 norm; a map of zeros as it is."""
+    rows = []
+    for q in maps:
+        elements = [q[y][x] for y in range(len(q)) for x in range(len(q[0]))]
+        norm = math.sqrt(math.fsum(v * v for v in elements))
+        rows.append([v / norm if norm else v for v in elements])
+    return np.array(rows)
+
+
+def slow_shrink(maps, height, width):
+    """Averages over areas: cell y covers the rows that touch [y, y + 1) * H / height, columns likewise."""
+    n, h, w = maps.shape
+    result = np.zeros((n, height, width))
+    for i, y, x in itertools.product(range(n), range(height), range(width)):
+        rows = [r for r in range(h) if r * height < (y + 1) * h and (r + 1) * height > y * h]
+        columns = [c for c in range(w) if c * width < (x + 1) * w and (c + 1) * width > x * w]
+        result[i, y, x] = math.fsum(maps[i, r, c] for r in rows for c in columns) / (len(rows) * len(columns))
+    return result
+
+
+def slow_at_loss(x, y, p, reduce):
+    q_x, q_y = slow_map(x, p, reduce), slow_map(y, p, reduce)
+    height, width = min(q_x.shape[1], q_y.shape[1]), min(q_x.shape[2], q_y.shape[2])
+    q_x, q_y = (slow_normalize(slow_shrink(q, height, width)) for q in (q_x, q_y))
+    return math.fsum((a - b) ** 2 for a, b in zip(q_x.flat, q_y.flat, strict=True)) / q_x.size
+
+
+# --- attention maps and losses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+@pytest.mark.parametrize('shape', [(3, 5, 4, 6), (1, 1, 3, 3), (2, 7, 1, 1)])
+def test_attention_map(shape, p, reduce):
+    x = normal(*shape)
+    maps = utils.attention_map(x, p, reduce)
+    assert maps.shape == (shape[0], *shape[2:])
+    np.testing.assert_allclose(maps, slow_map(x, p, reduce), rtol=1e-12)
+    q = utils.at(x, p, reduce)
+    assert q.shape == (shape[0], shape[2] * shape[3])
+    np.testing.assert_allclose(q, slow_normalize(slow_map(x, p, reduce)), rtol=1e-12)
+
+
+def test_maps_by_hand():
+    x = torch.tensor([[[[1., 0.]], [[-2., 2.]]]])  # two channels of 1 x 2
+    assert utils.attention_map(x, 1).tolist() == [[[3, 2]]]
+    assert utils.attention_map(x).tolist() == [[[5, 4]]]
+    assert utils.attention_map(x, 4).tolist() == [[[17, 16]]]
+    assert utils.attention_map(x, 1, 'max').tolist() == [[[2, 2]]]
+    assert utils.at(torch.tensor([[[[0.]], [[5.]]]])).tolist() == [[1]]
+
+
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+@pytest.mark.parametrize(('small', 'large'), [
+    ((2, 3, 4, 4), (2, 3, 4, 4)), ((3, 2, 5, 4), (3, 7, 5, 4)), ((2, 3, 4, 4), (2, 5, 8, 8)),
+    ((2, 3, 4, 4), (2, 2, 7, 5)), ((2, 3, 8, 2), (2, 4, 3, 6)), ((1, 2, 1, 1), (1, 3, 3, 4))])
+def test_at_loss(small, large, p, reduce):
+    x, y = normal(*small), normal(*large)
+    expected = pytest.approx(slow_at_loss(x, y, p, reduce), rel=1e-10, abs=1e-30)
+    assert utils.at_loss(x, y, p, reduce).item() == expected
+    assert utils.at_loss(y, x, p, reduce).item() == expected
+    assert utils.at_loss(x.float(), y.float(), p, reduce).item() == pytest.approx(
+        slow_at_loss(x, y, p, reduce), rel=1e-4, abs=1e-12)
+
+
+def test_at_loss_is_a_mean_of_squares():
+    x = torch.tensor([[[[1., 0.]]], [[[1., 0.]]]])
+    y = torch.tensor([[[[0., 3.]]], [[[7., 0.]]]])
+    assert utils.at_loss(x, y).item() == pytest.approx((1 + 1 + 0 + 0) / 4)
+
+
+def test_default_map_is_the_sum_of_squares():
+    x, y = normal(2, 3, 4, 4), normal(2, 3, 4, 4)
+    assert utils.at_loss(x, y).item() == pytest.approx(slow_at_loss(x, y, 2, 'sum'))
+    np.testing.assert_allclose(utils.at(x), slow_normalize(slow_map(x, 2, 'sum')))
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+def test_half_precision_above_256(dtype, p, reduce):
+    x, y = normal(2, 8, 3, 3).mul(2000).to(dtype), normal(2, 8, 3, 3).mul(30).to(dtype)
+    assert x.abs().max() > 256  # whose square is not finite in half precision
+    maps = utils.attention_map(x, p, reduce)
+    assert maps.dtype == utils.at(x, p, reduce).dtype == torch.float32
+    assert maps.isfinite().all()
+    np.testing.assert_allclose(maps, slow_map(x, p, reduce), rtol=1e-5)
+    loss = utils.at_loss(x, y, p, reduce)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(slow_at_loss(x, y, p, reduce), rel=1e-4)
+
+
+@given(st.floats(-6, 6), st.sampled_from([(1, 'sum'), (2, 'sum'), (4, 'sum'), (4, 'max')]),
+       st.sampled_from([torch.float32, torch.float64]))
+def test_scale_of_activations_does_not_matter(exponent, kind, dtype):
+    torch.manual_seed(1)
+    x, y = normal(2, 3, 4, 4, dtype=dtype), normal(2, 5, 6, 5, dtype=dtype)
+    scale = 10 ** exponent
+    torch.testing.assert_close(utils.at(scale * x, *kind), utils.at(x, *kind), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(utils.at_loss(scale * x, y, *kind), utils.at_loss(x, y, *kind),
+                               rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('scale', [1e-6, 1e6])
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+def test_gradient_at_extreme_scales(scale, p, reduce):
+    x, y = normal(2, 3, 4, 4, dtype=torch.float32), normal(2, 3, 4, 4, dtype=torch.float32)
+    exact = x.double().requires_grad_()
+    utils.at_loss(exact, y.double(), p, reduce).backward()
+    scaled = (scale * x).requires_grad_()
+    utils.at_loss(scaled, y, p, reduce).backward()
+    torch.testing.assert_close(scaled.grad.double() * scale, exact.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+def test_map_of_zeros(p, reduce):
+    x = torch.zeros(2, 3, 4, 4)
+    x[1] = torch.randn(3, 4, 4)
+    x.requires_grad_()
+    assert utils.at(x, p, reduce)[0].tolist() == [0] * 16
+    loss = utils.at_loss(x, torch.randn(2, 3, 4, 4), p, reduce)
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all() and x.grad[1].any()
+
+
+@pytest.mark.parametrize('reduce', ['sum', 'max'])
+@pytest.mark.parametrize('p', [0.5, 1, 1.5, 2])
+def test_zero_activations_leave_the_gradient_finite(p, reduce):
+    x = torch.randn(2, 3, 4, 4).relu().requires_grad_()  # the option takes any power above 0
+    utils.at_loss(x, torch.randn(2, 3, 4, 4), p, reduce).backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(('p', 'reduce'), MAPS)
+@pytest.mark.parametrize('large', [(2, 3, 4, 2), (2, 2, 5, 3)])
+def test_gradients_against_finite_differences(large, p, reduce):
+    x, y = normal(2, 3, 4, 2).requires_grad_(), normal(*large).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: utils.at_loss(x, y, p, reduce), (x, y))
+    assert torch.autograd.gradcheck(lambda x: utils.at(x, p, reduce), x)
+
+
+def test_unknown_reduction():
+    with pytest.raises(InputError, match="'mean'"):
+        utils.at(torch.ones(1, 1, 2, 2), reduce='mean')
+
+
+# --- distillation ----------------------------------------------------------------------------------------
+
+
+def slow_softmax(scores, T):
+    powers = [math.exp((s - max(scores)) / T) for s in scores]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def slow_distillation(y, teacher, labels, T, alpha):
+    total = 0
+    for s, t, label in zip(y.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        p, q = slow_softmax(s, T), slow_softmax(t, T)
+        divergence = math.fsum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+        total += alpha * T * T * divergence - (1 - alpha) * math.log(slow_softmax(s, 1)[label])
+    return total / len(labels)
+
+
+@pytest.mark.parametrize('T', [1, 2.5, 4, 20])
+@pytest.mark.parametrize('alpha', [0, 0.3, 0.9, 1])
+def test_distillation(T, alpha):
+    y, teacher = (3 * normal(6, 5)).requires_grad_(), 3 * normal(6, 5)
+    labels = torch.tensor([0, 4, 2, 2, 1, 3])
+    loss = utils.distillation(y, teacher, labels, T, alpha)
+    assert loss.item() == pytest.approx(slow_distillation(y, teacher, labels, T, alpha), rel=1e-10)
+    assert torch.autograd.gradcheck(lambda y: utils.distillation(y, teacher, labels, T, alpha), y)
+
+
+def test_distillation_at_both_ends_of_alpha():
+    y, teacher, labels = normal(4, 3), normal(4, 3), torch.tensor([0, 2, 1, 1])
+    cross_entropy = sum(-math.log(slow_softmax(row, 1)[i]) for row, i in zip(y.tolist(), labels, strict=True))
+    for other in (teacher, -teacher):
+        assert utils.distillation(y, other, labels, 4, 0).item() == pytest.approx(cross_entropy / 4)
+    assert utils.distillation(y, y, labels, 4, 1).item() == pytest.approx(0, abs=1e-12)
+    assert torch.equal(utils.distillation(y, teacher, labels, 4, 1),
+                       utils.distillation(y, teacher, labels.flip(0), 4, 1))
+    assert utils.distillation(y, teacher, labels, 4, 1) > 0
+    # KL(teacher || student), not the other way round
+    assert utils.distillation(y, teacher, labels, 1, 1).item() != pytest.approx(
+        utils.distillation(teacher, y, labels, 1, 1).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('T', [1, 4])
+def test_distillation_of_large_logits(dtype, T):
+    y = torch.tensor([[60000., -60000., 0.], [-300., 0., 300.]]).to(dtype).requires_grad_()
+    teacher = torch.tensor([[-60000., 60000., 1.], [300., 0., -300.]]).to(dtype)
+    loss = utils.distillation(y, teacher, torch.tensor([1, 0]), T, 0.9)
+    assert loss.dtype == torch.float32
+    # the teacher is certain: T^2 KL = T (largest - taught), and the labels agree with the teacher
+    (a, b), (c, d) = y[0, :2].tolist(), (y[1, 2].item(), y[1, 0].item())
+    expected = ((0.9 * T + 0.1) * (a - b) + (0.9 * T + 0.1) * (c - d)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    loss.backward()
+    assert y.grad.isfinite().all() and y.grad.any()
+
+
+# --- decay -----------------------------------------------------------------------------------------------
+
+HALF_ROOT = math.sqrt(0.5)
+
+
+@pytest.mark.parametrize(('kind', 'expected'), {
+    'none': [1, 1, 1, 1], 'linear': [1, 0.75, 0.5, 0.25],
+    'cosine': [1, (1 + HALF_ROOT) / 2, 0.5, (1 - HALF_ROOT) / 2], 'step': [1, 0.2, 0.2, 0.04]}.items())
+def test_decay(kind, expected):
+    values = [utils.decay(kind, epoch, 4, (2, 4), 0.2) for epoch in (1, 2, 3, 4)]
+    assert values == pytest.approx(expected)
+    assert utils.decay(kind, 1, 1) == 1
+    long = [utils.decay(kind, epoch, 200, (60, 120, 160), 0.2) for epoch in range(1, 201)]
+    assert long[0] == 1
+    assert all(a >= b > 0 for a, b in itertools.pairwise(long))
+
+
+def test_unknown_decay():
+    with pytest.raises(InputError, match="'quadratic'"):
+        utils.decay('quadratic', 1, 10)
+
+
+# --- helpers of functional networks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('n_in', [1, 3, 7, 8, 9, 16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_conv1x1(layout, n_in, stride):
+    x, weight = normal(2, n_in, 5, 4).contiguous(memory_format=layout), normal(6, n_in, 1, 1)
+    x.requires_grad_()
+    weight.requires_grad_()
+    a, k = x.detach().numpy(), weight.detach().numpy()
+    y = utils.conv1x1(x, weight, stride)
+    height, width = -(-5 // stride), -(-4 // stride)
+    assert y.shape == (2, 6, height, width)
+    upstream = normal(*y.shape)
+    g = upstream.numpy()
+    expected, to_x, to_weight = np.zeros(y.shape), np.zeros(x.shape), np.zeros(weight.shape)
+    for i, o, c, r, s in itertools.product(range(2), range(6), range(n_in), range(height), range(width)):
+        expected[i, o, r, s] += k[o, c, 0, 0] * a[i, c, r * stride, s * stride]
+        to_x[i, c, r * stride, s * stride] += g[i, o, r, s] * k[o, c, 0, 0]
+        to_weight[o, c, 0, 0] += g[i, o, r, s] * a[i, c, r * stride, s * stride]
+    np.testing.assert_allclose(y.detach(), expected, atol=1e-12)
+    y.backward(upstream)
+    np.testing.assert_allclose(x.grad, to_x, atol=1e-12)
+    np.testing.assert_allclose(weight.grad, to_weight, atol=1e-12)
+
+
+def test_batch_norm():
+    x = normal(4, 3, 5, 2) * 3 + 1
+    params = {'net.bn0.weight': normal(3), 'net.bn0.bias': normal(3),
+              'net.bn0.running_mean': normal(3), 'net.bn0.running_var': normal(3).exp()}
+    old = {name: t.numpy().copy() for name, t in params.items()}
+    weight, bias, mean, var = (old[name].reshape(1, 3, 1, 1) for name in params)
+    a = x.numpy()
+
+    y = utils.batch_norm(x, params, 'net.bn0', False)
+    np.testing.assert_allclose(y, (a - mean) / np.sqrt(var + 1e-5) * weight + bias, rtol=1e-10)
+    assert all(np.array_equal(t, old[name]) for name, t in params.items())
+
+    y = utils.batch_norm(x, params, 'net.bn0', True)
+    batch_mean, n = np.zeros((1, 3, 1, 1)), 4 * 5 * 2
+    squares = np.zeros((1, 3, 1, 1))
+    for c in range(3):
+        batch_mean[0, c] = a[:, c].sum() / n
+        squares[0, c] = ((a[:, c] - batch_mean[0, c]) ** 2).sum()
+    np.testing.assert_allclose(
+        y, (a - batch_mean) / np.sqrt(squares / n + 1e-5) * weight + bias, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(params['net.bn0.running_mean'], (0.9 * mean + 0.1 * batch_mean).ravel())
+    np.testing.assert_allclose(params['net.bn0.running_var'], (0.9 * var + 0.1 * squares / (n - 1)).ravel())
+    for name in ('weight', 'bias'):
+        assert np.array_equal(params[f'net.bn0.{name}'], old[f'net.bn0.{name}'])
+
+
+def test_flatten_keeps_names_order_and_tensors():
+    a, b, c, d = torch.ones(4).unbind()
+    tree = {'z': a, 'group0': {'block0': {'conv0': b, 'bn0': {'weight': c}}}, 'empty': {}, 'a': d}
+    flat = utils.flatten(tree)
+    assert list(flat) == ['z', 'group0.block0.conv0', 'group0.block0.bn0.weight', 'a']
+    assert [t is u for t, u in zip(flat.values(), (a, b, c, d), strict=True)] == [True] * 4
+    assert list(utils.flatten(tree, 'student.'))[1] == 'student.group0.block0.conv0'
+
+
+def test_trainable_leaves_statistics_alone():
+    params = {'conv0': torch.ones(2, 3), **{f'bn.{name}': t for name, t in utils.bn_params(5).items()}}
+    leaves = utils.trainable(params)
+    assert list(leaves) == ['conv0', 'bn.weight', 'bn.bias']
+    assert all(leaves[name] is params[name] and params[name].requires_grad for name in leaves)
+    assert not params['bn.running_mean'].requires_grad and not params['bn.running_var'].requires_grad
+    assert utils.n_parameters(params) == 6 + 4 * 5
+
+
+@pytest.mark.parametrize(('name', 'is_one'), [
+    ('bn.running_mean', True), ('student.group0.block1.bn0.running_var', True), ('bn.weight', False),
+    ('bn.bias', False), ('conv0', False), ('running_mean.weight', False)])
+def test_is_statistic(name, is_one):
+    assert utils.is_statistic(name) is is_one
+
+
+def test_new_tensors():
+    weight = utils.conv_params(64, 200, 3)  # kaiming: variance 2 / fan-in
+    assert weight.shape == (200, 64, 3, 3)
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    linear = utils.linear_params(300, 200)
+    assert linear['weight'].std().item() == pytest.approx(math.sqrt(2 / 300), rel=0.02)
+    assert linear['bias'].tolist() == [0] * 200
+    bn = utils.bn_params(10_000)
+    assert 0 <= bn['weight'].min() < 0.01 and 0.99 < bn['weight'].max() <= 1
+    assert bn['weight'].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert bn['weight'].var().item() == pytest.approx(1 / 12, rel=0.05)
+    assert not bn['bias'].any() and not bn['running_mean'].any() and bn['running_var'].eq(1).all()
