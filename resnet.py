@@ -102,7 +102,8 @@ def load(path: Path | str) -> tuple[Network, Params]:
 
 def _is_weight(item: tuple) -> bool:
     name, t = item
-    return isinstance(name, str) and isinstance(t, Tensor) and t.is_floating_point() and t.layout == torch.strided
+    return (isinstance(name, str) and isinstance(t, Tensor) and t.layout == torch.strided
+            and t.is_floating_point())
 
 
 def _dimensions(path: Path, params: Params) -> tuple[int, float, int]:

@@ -179,7 +179,7 @@ def sgd(opt: argparse.Namespace, params: Params, lr: float) -> torch.optim.SGD:
     """SGD on every trainable tensor, BN and biases included, with a fresh momentum buffer."""
     trained = [t for t in params.values() if t.requires_grad]
     optimizer = torch.optim.SGD(trained, lr, momentum=0.9, weight_decay=opt.weight_decay, fused=True)
-    for t in trained:  # else it begins with unset memory, and keeps it where a GradScaler skips the first step
+    for t in trained:  # else it begins with unset memory, kept where a GradScaler skips the first step
         optimizer.state[t]['momentum_buffer'] = torch.zeros_like(t)
     return optimizer
 

@@ -1,6 +1,9 @@
 """What all tests share: `make test`, or `python -m pytest tests/test_utils.py -k name`."""
 
 import os
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read when torch is imported: threads that spin starve others
+
 import signal
 import subprocess
 import sys

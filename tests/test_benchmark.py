@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import data
+import shapes
 from tools import benchmark
 
 
@@ -114,4 +115,4 @@ def test_run_prints_one_strict_json_object(run_script):
         assert case['ratio'] > 0
         assert all(case['images_per_second'][side] > 0 for side in benchmark.SIDES)
     assert got['loader_share'] > 0
-    assert got['peak_memory'] == {'data_set': 10_000 * 32 * 32 * 3}
+    assert got['peak_memory'] == {'data_set': shapes.N_TRAIN * 32 * 32 * 3}

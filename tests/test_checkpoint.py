@@ -191,7 +191,7 @@ def test_no_code_of_a_file_is_run(tmp_path, saved_by):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(InputError, match='there is no file .*nowhere'):
+    with pytest.raises(InputError, match=r'cannot read .*nowhere'):
         read(tmp_path / 'nowhere')
     for content in (b'', b'text\n', b'\x80', random.Random(0).randbytes(1000)):
         (tmp_path / 'file').write_bytes(content)
@@ -335,6 +335,19 @@ def test_another_run_is_not_overwritten_by_going_on(tmp_path):
         Folder(options(other, run / 'model.pt7'))
     folder = Folder(options(run, run / 'model.pt7'))  # its own checkpoint, by name
     assert folder.state['epoch'] == 2
+    folder = Folder(options(run, tmp_path / 'other' / '..' / 'run'))  # or in other words
+    assert folder.state['epoch'] == 2 and folder.last().endswith('holds epoch 2')
+
+
+def test_a_log_without_its_checkpoint_is_not_begun_anew(tmp_path):
+    run = make_run(tmp_path / 'run')
+    (run / 'model.pt7').unlink()
+    before = content(run)
+    with pytest.raises(InputError, match=r'model\.pt7 is gone'):
+        Folder(options(run, 'auto'))
+    assert content(run) == before
+    write_log(run / 'log.txt', [{'epoch': 1}])  # as a kill between the two files of the first epoch leaves it
+    assert Folder(options(run, 'auto')).state is None
 
 
 @pytest.mark.parametrize('lacks', ['options', 'optimizer', 'epoch', 'params', 'all'])
@@ -347,9 +360,9 @@ def test_weights_without_a_run_are_refused(tmp_path, lacks):
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(InputError, match='there is no file .*gone'):
+    with pytest.raises(InputError, match='cannot read .*gone'):
         Folder(options(tmp_path / 'new', tmp_path / 'gone'))
-    with pytest.raises(InputError, match=r'there is no file .*model\.pt7'):
+    with pytest.raises(InputError, match=r'cannot read .*model\.pt7'):
         Folder(options(tmp_path / 'new', tmp_path))
 
 
@@ -382,7 +395,7 @@ def test_full_disk_while_saving(tmp_path):
     before = read(run / 'model.pt7')
     folder = Folder(options(run, 'auto'))
     state = before | {'epoch': 3, 'params': {'w': torch.zeros(100_000)}}
-    with disk_of(10_000), pytest.raises(InputError, match='epoch 3 .*still holds the epoch before'):
+    with disk_of(10_000), pytest.raises(InputError, match=r'save epoch 3 .*model\.pt7 holds epoch 2'):
         folder.save({'epoch': 3}, state)
     assert equal(read(run / 'model.pt7'), before)
     assert content(run).keys() == {'log.txt', 'model.pt7'}
@@ -392,4 +405,4 @@ def test_full_disk_while_saving(tmp_path):
     fresh.create()
     with disk_of(10_000), pytest.raises(InputError, match='could not save epoch 1') as error:
         fresh.save({'epoch': 1}, state | {'epoch': 1})
-    assert 'still holds' not in str(error.value)
+    assert 'no checkpoint' in str(error.value)

@@ -305,7 +305,7 @@ def test_full_disk_while_saving(home, tmp_path):
         assert result.status == 2 and len(result.errors) == 1
         assert f'could not save epoch {epoch}' in result.err and '--resume auto' in result.err
     assert (tmp_path / 'run' / 'model.pt7').read_bytes() == before
-    assert 'still holds' in done.err and 'still holds' not in fresh.err
+    assert 'model.pt7 holds epoch 2' in done.err and 'no checkpoint' in fresh.err
     assert not list(tmp_path.rglob('*.tmp'))
     again = call(*SMALL, '--save', 'run', '--epochs', 3, '--resume', 'auto', '--lr', 0.05, cwd=tmp_path)
     assert again.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]
@@ -342,7 +342,7 @@ def mess(home, tmp_path_factory) -> Path:
     """A folder of things that are no teachers."""
     folder = tmp_path_factory.mktemp('mess')
     run, logs = home / 'logs' / 'teacher', folder / 'logs'
-    for name in ('teacher', 'nolog', 'noweights', 'truncated', 'foreign', 'pickled', 'cifar', 'emptylog',
+    for name in ('teacher', 'nolog', 'noweights', 'truncated', 'foreign', 'pickled', 'cifar',
                  'onlylog', 'hundred'):
         shutil.copytree(run, logs / name)
     (logs / 'nolog' / 'log.txt').unlink()
@@ -355,7 +355,6 @@ def mess(home, tmp_path_factory) -> Path:
     (logs / 'pickled' / 'model.pt7').write_bytes(pickle.dumps(Payload(folder / 'mark')))
     log = (run / 'log.txt').read_text()
     (logs / 'cifar' / 'log.txt').write_text(log.replace('"shapes"', '"CIFAR10"'))
-    (logs / 'emptylog' / 'log.txt').write_text('nothing\n')
     _, hundred = resnet.wide_resnet(10, 0.25, 100)
     checkpoint.write(logs / 'hundred' / 'model.pt7', {'params': hundred, 'epoch': 1})
     state['options']['dataset'] = 'CIFAR10'
@@ -410,16 +409,17 @@ MISTAKES = {
     'unknown data set': ([*NEW, '--dataset', 'MNIST'], 'MNIST'),
     'half on a CPU': ([*NEW, '--dtype', 'half'], '--dtype half'),
     'gpu without CUDA': ([*NEW, '--gpu_id', '7', '--device', 'cuda'], 'CUDA'),
+    'two GPUs': ([*NEW, '--gpu_id', '0,1'], '--gpu_id'),
     'ngpu 2': ([*NEW, '--ngpu', '2'], '--ngpu'),
     'no such teacher': ([*NEW, '--teacher_id', 'nobody', *AT], 'logs/nobody'),
     'teacher is an empty folder': ([*NEW, '--teacher_id', 'no_data', *AT], 'log.txt'),
     'teacher without a log': ([*NEW, '--teacher_id', 'nolog', *AT], 'log.txt'),
-    'teacher with an empty log': ([*NEW, '--teacher_id', 'emptylog', *AT], 'log.txt'),
     'teacher without weights': ([*NEW, '--teacher_id', 'noweights', *AT], 'model.pt7'),
     'truncated teacher': ([*NEW, '--teacher_id', 'truncated', *AT], 'truncated'),
     'foreign teacher': ([*NEW, '--teacher_id', 'foreign', *AT], 'run code'),
     'pickled teacher': ([*NEW, '--teacher_id', 'pickled', *AT], 'run code'),
     'teacher of another data set': ([*NEW, '--teacher_id', 'cifar', *AT], 'CIFAR10'),
+    'file in a run of another data set': ([*NEW, '--teacher_id', 'logs/cifar/model.pt7', *AT], 'CIFAR10'),
     'file of another data set': ([*NEW, '--teacher_id', 'of_cifar.pt7', *AT], 'CIFAR10'),
     'teacher of 100 classes': ([*NEW, '--teacher_id', 'hundred', *AT], '100 classes'),
     'file of 100 classes': ([*NEW, '--teacher_id', 'logs/hundred/model.pt7', *AT], '100 classes'),
@@ -504,7 +504,7 @@ def test_help_shows_every_option_and_default(capsys, monkeypatch):
     assert err == ''
     for name in vars(cifar.parse(['--save', 'x'])):
         assert f'--{name}' in text
-    assert '(default: 0.1)' in text and '[60,120,160]' in text
+    assert '(default: [60,120,160])' in text and '(default: 4.0)' in text
 
 
 @pytest.mark.parametrize('text', ['[60,120,160]', '60,120,160', ' [60, 120, 160] '])

@@ -129,6 +129,16 @@ def test_an_epoch_depends_on_seed_and_number_alone():
             assert not torch.equal(a[1], b[1]) and not torch.equal(a[0], b[0])
 
 
+def test_order_and_augmentation_have_streams_of_their_own(monkeypatch):
+    generator, asked = data.generator, []
+    monkeypatch.setattr(data, 'generator', lambda *key: asked.append(key) or generator(*key))
+    run(Loader(plain(9), 4, 7, pad=1), 2)
+    assert sorted(asked) == [(7, 2, 0), (7, 2, 1)]
+    drawn = {torch.randint(2**40, (), generator=generator(*key)).item()
+             for key in (*asked, (7, 3, 0), (8, 2, 0), (2, 7, 0), (72, 0, 0))}
+    assert len(drawn) == 6
+
+
 def test_order_is_a_fair_shuffle():
     loader = Loader(plain(40), 40, 0)
     places = np.array([run(loader, epoch)[1].tolist() for epoch in range(1, 301)])
@@ -301,7 +311,7 @@ def test_incomplete_folder(tmp_path, monkeypatch, network, file):
     (folder / file).unlink()
     message = unusable(tmp_path)
     assert str(folder) in message and '--dataroot' in message
-    assert not network.tried
+    assert len(os.listdir(folder)) == 6  # the others are left alone
 
 
 @pytest.mark.parametrize('name', ['CIFAR10', 'CIFAR100'])
@@ -310,6 +320,7 @@ def test_no_network(tmp_path, network, name):
     assert network.tried
     assert getattr(datasets, name).base_folder in message and 'Name or service not known' in message
     assert '--dataroot' in message and '--dataset shapes' in message
+    unusable(tmp_path / 'new', name)
     assert os.listdir(tmp_path) == []
 
 

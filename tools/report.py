@@ -10,7 +10,7 @@ import io
 import sys
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -20,8 +20,9 @@ import options
 import training
 from utils import InputError
 
-METHODS = ('alone', 'KD', 'AT', 'AT+KD')  # in the order of rows and lines
-NEEDED = ('dataset', 'depth', 'width', 'epochs', 'n_parameters', 'test_acc', 'train_time')
+TERMS = {'AT': 'beta', 'KD': 'alpha'}  # what a student learns from its teacher, and the option that weighs it
+NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
+          'test_acc': int | float, 'train_time': int | float}
 # Options in which runs of one method may differ, with what logs of the published code leave out.
 SETTINGS = {
     'batch_size': 128, 'lr': 0.1, 'epoch_step': [60, 120, 160], 'lr_decay_ratio': 0.2, 'weight_decay': 5e-4,
@@ -47,12 +48,16 @@ class Run(NamedTuple):
     seconds: float  # of training, without the tests
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Print a table of the test errors of runs, and plot them.')
     parser.add_argument('logs', nargs='+', metavar='LOGS', help='folder of a run, or of folders of runs')
     parser.add_argument('--plot', type=_picture, metavar='FILE', help='write the curves to this .png or .svg')
     parser.add_argument('--title', default='', help="of the plot; the data set's name by default")
-    opt = parser.parse_args(sys.argv[1:])
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    opt = parse(sys.argv[1:])
     runs = read(opt.logs)
     text = table(runs)
     if opt.plot:
@@ -87,23 +92,23 @@ def read(folders: list[str]) -> list[Run]:
 
 def read_run(log: Path) -> Run:
     # The published code goes on in the same file when it is resumed: the later line of an epoch counts.
-    records = dict(sorted((record['epoch'], record) for record in checkpoint.read_log(log)))
+    records = {record['epoch']: record for record in checkpoint.read_log(log)}
+    records = {epoch: records[epoch] for epoch in sorted(records)}
     if not records:
         raise InputError(f'{log} holds no epoch of a run')
     for epoch, record in records.items():
-        if missing := [name for name in NEEDED if record.get(name) is None]:
+        if missing := [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]:
             raise InputError(f'{log} is no log of cifar.py: epoch {epoch} has no {", ".join(missing)}')
-    teacher = record.get('teacher_id') or ''
-    terms = [name for name, weight in (('AT', 'beta'), ('KD', 'alpha')) if record.get(weight)]
+    teacher = str(record.get('teacher_id') or '')
+    terms = [name for name, weight in TERMS.items() if record.get(weight)]
     settings = {name: record.get(name, default) for name, default in SETTINGS.items()}
-    if isinstance(settings['epoch_step'], str):  # as the published code logs it
-        settings['epoch_step'] = options.int_list(settings['epoch_step'])
     return Run(
-        student=f'WRN-{record["depth"]}-{record["width"]:g}',
+        student=_name(record),
         teacher=_network(log, teacher) if teacher else '',
         method='+'.join(terms) or 'alone',
         length=str(epoch) if epoch == record['epochs'] else f'{epoch} of {record["epochs"]}',
-        settings=tuple(f'{value:g}' if isinstance(value, int | float) else str(value)
+        # The published code logs the list epoch_step as text, without spaces.
+        settings=tuple(f'{value:g}' if isinstance(value, int | float) else str(value).replace(' ', '')
                        for value in settings.values()),
         dataset=record['dataset'],
         n_parameters=record['n_parameters'],
@@ -116,8 +121,14 @@ def _network(log: Path, teacher: str) -> str:
     name = Path(teacher).name
     for folder in (log.parent.parent / name, Path('logs', teacher), Path(teacher)):
         if (folder / checkpoint.LOG).is_file() and folder.resolve() != log.parent.resolve():
-            return read_run(folder / checkpoint.LOG).student
+            for record in checkpoint.read_log(folder / checkpoint.LOG):
+                if isinstance(record.get('width'), int | float):
+                    return _name(record)
     return name
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f'WRN-{record.get("depth")}-{record["width"]:g}'
 
 
 def group(runs: list[Run]) -> list[list[Run]]:
@@ -130,7 +141,7 @@ def group(runs: list[Run]) -> list[list[Run]]:
         raise InputError(f'the runs are of several data sets, {", ".join(datasets)}: report each alone')
     found: dict[tuple, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.teacher != '', -run.n_parameters, run.student, run.teacher,
-                                             METHODS.index(run.method))):
+                                             [term in run.method.split('+') for term in TERMS])):
         alike = zip(*(other.settings for other in runs if other[:3] == run[:3]), strict=True)
         more = [f'{name} {value}' for name, value, values in zip(SETTINGS, run.settings, alike, strict=True)
                 if len(set(values)) > 1]
@@ -142,11 +153,12 @@ def group(runs: list[Run]) -> list[list[Run]]:
 
 
 def table(runs: list[Run]) -> str:
-    """Markdown, a row for each student, teacher and method: the test error of the last epoch, and the least of all.
+    """Markdown, a row for each student, teacher and method: test error of the last epoch, and the least.
 
     The least one is chosen by the test set itself, so it is no estimate of the error on other images.
     """
-    rows = [['student', 'teacher', 'method', 'data set', 'epochs', 'seeds', 'test error, %', 'least, %', 'training']]
+    rows = [['student', 'teacher', 'method', 'data set', 'epochs', 'seeds', 'test error, %', 'least, %',
+             'training']]
     for same in group(runs):
         errors = [list(run.errors.values()) for run in same]
         rows.append([same[0].student, same[0].teacher or '-', same[0].method, same[0].dataset, same[0].length,
