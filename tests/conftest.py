@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read when torch is imported: threads that spin starve others
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read as torch is imported: spinning threads starve others
 
 import signal
 import subprocess
