@@ -40,6 +40,7 @@ positive_int = _number(int, lambda v: 1 <= v < 2**31, 'a whole number from 1 to 
 count = _number(int, lambda v: 0 <= v < 2**31, 'a whole number from 0 to 2147483647')
 positive = _number(float, lambda v: 0 < v < math.inf, 'a finite number above 0')
 weight = _number(float, lambda v: 0 <= v < math.inf, 'a finite number from 0')
+power = _number(float, lambda v: 1 <= v < math.inf, 'a finite number from 1')
 fraction = _number(float, lambda v: 0 <= v <= 1, 'a number from 0 to 1')
 
 
@@ -47,7 +48,7 @@ def int_list(text: str) -> list[int]:
     """'[60,120,160]' or '60,120,160' -> [60, 120, 160], no number twice."""
     try:
         values = json.loads(text if text.strip().startswith('[') else f'[{text}]')
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
         raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers such as [60,120,160]')
@@ -65,7 +66,7 @@ def add_method(parser: Parser) -> None:
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
                        help='how beta falls over the epochs; step: by lr_decay_ratio at epoch_step')
     group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
-    group.add_argument('--map_p', type=positive, default=2.0, help='power p of the activations in a map')
+    group.add_argument('--map_p', type=power, default=2.0, help='power p of the activations in a map')
     group.add_argument('--at_groups', type=int_list, default=None, metavar='[0,1,2]',
                        help='groups that attention transfer compares; all by default')
 

@@ -88,8 +88,11 @@ def load(path: Path | str) -> tuple[Network, Params]:
         raise InputError(f'{path} holds no dictionary of tensors by name')
     params = checkpoint.student(params)
     depth, width, num_classes = _dimensions(path, params)
-    with torch.device('meta'):
-        f, expected = wide_resnet(depth, width, num_classes)
+    try:
+        with torch.device('meta'):
+            f, expected = wide_resnet(depth, width, num_classes)
+    except InputError as e:
+        raise InputError(f'{path} is no wide ResNet: {e}') from None
     wrong = [f'no {name}' for name in expected.keys() - params.keys()]
     wrong += [f'unknown {name}' for name in params.keys() - expected.keys()]
     wrong += [f'{name} of shape {tuple(params[name].shape)} for {tuple(t.shape)}'

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.init import kaiming_normal_
 
 Params = dict[str, Tensor]
+Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # f(x, params, mode, base) -> logits, groups
 
 
 class InputError(ValueError):
@@ -32,7 +33,7 @@ def full(x: Tensor) -> Tensor:
 def attention_map(x: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
     """Activations (N, C, H, W) of any dtype -> attention maps (N, H, W), float32 or better, not normalised.
 
-    Section 3.1: reduce='sum' with p=1 is F_sum, with p>1 F_sum^p; reduce='max' is F_max^p.
+    `p` from 1. Section 3.1: reduce='sum' with p=1 is F_sum, with p>1 F_sum^p; reduce='max' is F_max^p.
     """
     a = full(x)
     a = a.pow(p) if p % 2 == 0 else a.abs().pow(p)
@@ -70,6 +71,8 @@ def at_loss(x: Tensor, y: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
     128 maps, 1e3 is 0.008 at 32x32, 0.031 at 16x16, 0.122 at 8x8: the "beta of about 0.1" of the paper.
     Where the sizes differ, each map is reduced to the smaller height and width by averaging areas.
     """
+    if len(x) != len(y):
+        raise InputError(f'attention maps of {len(x)} and of {len(y)} images cannot be compared')
     q_x, q_y = attention_map(x, p, reduce), attention_map(y, p, reduce)
     size = tuple(map(min, q_x.shape[1:], q_y.shape[1:]))
     if q_x.shape != q_y.shape:
@@ -90,7 +93,7 @@ def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, T: float, al
 
 
 def decay(kind: str, epoch: int, epochs: int, drops: Iterable[int] = (), ratio: float = 1.0) -> float:
-    """Factor on a loss weight in `epoch` (from 1) of `epochs`, 1 in the first epoch.
+    """Factor on a loss weight in `epoch` (from 1) of `epochs`; it begins at 1.
 
     The paper decays beta in AT+KD and does not say how (Section 4.1.2). 'none': constant; 'linear' and
     'cosine': towards 0, which the epoch after the last one would reach; 'step': times `ratio` at each of
@@ -165,6 +168,3 @@ def conv1x1(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     if weight.shape[1] < 8:
         return torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])
     return F.conv2d(x, weight, stride=stride)
-
-
-Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read as torch is imported: spinning threads starve others
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch is imported; else threads spin
 
 import signal
 import subprocess

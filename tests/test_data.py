@@ -196,7 +196,7 @@ def test_shapes():
     train, test = data.load('shapes', 'nowhere', CPU)
     images, labels = shapes.load(train=False)
     assert torch.equal(test.images, torch.from_numpy(images)) and test.labels.tolist() == list(labels)
-    assert train.images.shape == (10_000, 32, 32, 3) and train.images.dtype == torch.uint8
+    assert train.images.shape == (shapes.N_TRAIN, 32, 32, 3) and train.images.dtype == torch.uint8
     assert train.labels.dtype == test.labels.dtype == torch.int64
     assert train.labels.unique().tolist() == list(range(data.CLASSES['shapes']))
 
