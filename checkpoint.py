@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def write(path: Path, state: dict[str, Any]) -> None:
 def read(path: Path | str) -> Any:
     """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError."""
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
+            return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as e:
         raise InputError(f'cannot read the weights {path}: {e.strerror}') from None
     except Exception:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
@@ -86,10 +88,12 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
 
 
 def dataset_of(path: Path) -> str | None:
-    """The data set of a run, by its folder or its model.pt7; None for other files of weights."""
-    if not path.is_dir():
-        path = path.parent
-    log = path / LOG
+    """The data set that a run's folder or a checkpoint was trained on; None where nothing tells."""
+    model = path / MODEL if path.is_dir() else path
+    state = read(model)
+    if isinstance(state, dict) and isinstance(state.get('options'), dict):
+        return state['options'].get('dataset')
+    log = model.with_name(LOG)
     epochs = read_log(log) if log.exists() else []
     return epochs[-1].get('dataset') if epochs else None
 
@@ -130,21 +134,21 @@ class Folder:
         if not opt.resume:
             return
         if opt.resume == 'auto' and not self.source.exists():
-            # A kill between the two files of the first epoch leaves a log of one line.
-            if self.log.exists() and len(read_log(self.log)) > 1:
+            if self.log.exists():
                 raise InputError(f'{self.log} has epochs but {self.model} is gone: bring it back, '
                                  'or name another folder by --save')
             return
         self.state = read(self.source)
-        kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict}
+        kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict, 'record': dict}
         if not isinstance(self.state, dict) or any(type(self.state.get(k)) is not kinds[k] for k in kinds):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
                              'published code can teach (--teacher_id) and be evaluated (--evaluate)')
         self._compare(opt)
-        self.saved = self.state['epoch'] if self.source == self.model else 0
+        self.saved = self.state['epoch'] if goes_on else 0
         log = self.source.with_name(LOG)
-        if log.exists():  # lines past the checkpoint belong to an epoch that is run again
-            self.epochs = [e for e in read_log(log) if e['epoch'] <= self.state['epoch']]
+        # The checkpoint is saved before the log: a kill between the two leaves a line to add.
+        before = [e for e in read_log(log) if e['epoch'] < self.state['epoch']] if log.exists() else []
+        self.epochs = [*before, self.state['record']]
 
     def _compare(self, opt: argparse.Namespace) -> None:
         before = self.state['options']
@@ -168,15 +172,16 @@ class Folder:
             raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
 
     def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
-        """The log first: a kill between the two leaves a line too many, which a resumed run drops."""
+        """Checkpoint, which has the line of its epoch as well, and log."""
         self.epochs.append(record)
         try:
+            write(self.model, state | {'record': record})
+            self.saved = record['epoch']
             write_log(self.log, self.epochs)
-            write(self.model, state)
         except OSError as e:
+            then = 'go on with --resume auto' if self.saved else 'give the same command again'
             raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}); '
-                             f'{self.last()}; make room, then go on with --resume auto') from None
-        self.saved = record['epoch']
+                             f'{self.last()}; make room, then {then}') from None
 
     def last(self) -> str:
         """Where the last checkpoint is, for messages."""

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Iterator
 from http.client import HTTPException
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -63,13 +64,13 @@ def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
         if file not in missing and not check_integrity(path, md5):
             raise InputError(f'{path} is damaged (its md5 is not {md5}): delete {folder} to have {name} '
                              'downloaded again, or name another folder by --dataroot')
-    new = not os.path.exists(root)
+    new = [p for p in (Path(root), *Path(root).parents) if not p.exists()]
     try:
         split = kind(root, train=train, download=bool(missing))
     except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
-        if new:
-            with contextlib.suppress(OSError):
-                os.rmdir(root)
+        with contextlib.suppress(OSError):
+            for path in new:
+                os.rmdir(path)
         reason = str(e).splitlines()[0]
         raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the '
                          f'folder with {kind.base_folder} by --dataroot, or use --dataset shapes') from None

@@ -348,7 +348,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
-    return {'commit': commit, 'torch': torch.__version__, 'python': platform.python_version(),
+    return {'commit': commit, 'torch': str(torch.__version__), 'python': platform.python_version(),
             'device_name': name}
 
 

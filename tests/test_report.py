@@ -1,0 +1,180 @@
+"""Tables and curves from hand-written logs; every expected figure is worked out by hand."""
+import io
+import json
+import shutil
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image
+
+from tools import report
+from utils import InputError
+
+
+def write(folder, accuracies, seconds=60.0, **options):
+    """The log of a run with a test accuracy an epoch. Options as ours; `folder` is made."""
+    record = {'dataset': 'shapes', 'depth': 10, 'width': 1.0, 'teacher_id': '', 'alpha': 0.0, 'beta': 0.0,
+              'epochs': len(accuracies), 'n_parameters': 1000, 'train_time': seconds, 'seed': 1, **options}
+    lines = [json.dumps(record | {'epoch': epoch, 'test_acc': acc}) for epoch, acc in enumerate(accuracies, 1)]
+    folder.mkdir(parents=True)
+    (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
+    return folder
+
+
+def published(folder, epoch=2, acc=93.75, epochs=2, **options):
+    """A line of the published code's log, which has no seed, writes NaN, and its list of epochs as text."""
+    record = {'depth': 16, 'width': 2, 'dataset': 'CIFAR10', 'teacher_id': '', 'alpha': 0, 'beta': 0, 'lr': 0.1,
+              'temperature': 4, 'batch_size': 128, 'weight_decay': 5e-4, 'epoch_step': '[60,120,160]',
+              'lr_decay_ratio': 0.2, 'randomcrop_pad': 4, 'dtype': 'float', 'epochs': epochs, 'train_time': 12.5,
+              'n_parameters': 693498, 'at_losses': [[float('nan'), float('nan')]] * 3, 'epoch': epoch,
+              'test_acc': acc, **options}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'log.txt', 'a') as log:
+        log.write(f'json_stats: {json.dumps(record)}\n')
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A teacher, and its students alone, by KD and by AT: three seeds, in a folder for each seed."""
+    for seed, errors in enumerate([(8, 30, 55, 22), (6, 28, 40, 21), (7, 35, 52, 26)], 1):
+        folder = tmp_path / 'logs' / str(seed)
+        final = [100 - error for error in errors]
+        write(folder / 'teacher', [50, 95, final[0]], depth=16, n_parameters=2000, seed=seed, epochs=3)
+        write(folder / 'alone', [20, final[1]], seed=seed, seconds=20 * seed)
+        for name, acc, method in [('kd', final[2], {'alpha': 0.9}), ('at', final[3], {'beta': 1e3})]:
+            write(folder / name, [25, acc], seed=seed, teacher_id=f'gone/{seed}/teacher', **method)
+    return tmp_path / 'logs'
+
+
+def rows(text):
+    """The cells of a Markdown table, without its two lines of heading."""
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[2:]]
+
+
+def test_table_has_medians_and_ranges_of_seeds(demo):
+    assert rows(report.table(report.read([demo]))) == [
+        ['WRN-16-1', '-', 'alone', 'shapes', '3', '3', '7.00 (6.00-8.00)', '5.00 (5.00-5.00)', '3 min'],
+        ['WRN-10-1', '-', 'alone', 'shapes', '2', '3', '30.00 (28.00-35.00)', '30.00 (28.00-35.00)', '80 s'],
+        ['WRN-10-1', 'WRN-16-1', 'KD', 'shapes', '2', '3', '52.00 (40.00-55.00)', '52.00 (40.00-55.00)', '2 min'],
+        ['WRN-10-1', 'WRN-16-1', 'AT', 'shapes', '2', '3', '22.00 (21.00-26.00)', '22.00 (21.00-26.00)', '2 min'],
+    ]
+
+
+def test_table_is_markdown_in_columns_of_equal_width(demo):
+    lines = report.table(report.read([demo])).splitlines()
+    bars = [i for i, character in enumerate(lines[0]) if character == '|']
+    assert all([i for i, character in enumerate(line) if character == '|'] == bars for line in lines)
+    assert set(lines[1]) == set('|- ')
+
+
+def test_one_run_has_no_range_and_two_have_their_mean(tmp_path):
+    write(tmp_path / 'a', [60, 90.5])
+    assert rows(report.table(report.read([tmp_path])))[0][5:8] == ['1', '9.50', '9.50']
+    write(tmp_path / 'b', [60, 88.5], seed=2)
+    assert rows(report.table(report.read([tmp_path])))[0][5:8] == ['2', '10.50 (9.50-11.50)', '10.50 (9.50-11.50)']
+
+
+def test_a_run_that_is_named_twice_counts_once(demo):
+    runs = report.read([demo / '1' / 'teacher', demo, demo / '1' / '..' / '1' / 'at'])
+    assert len(runs) == 12
+
+
+def test_methods_are_named_by_the_weights_and_come_in_order(tmp_path):
+    for name, weights in [('4', {'alpha': 0.9, 'beta': 10}), ('3', {'beta': 10}), ('2', {'alpha': 0.9})]:
+        write(tmp_path / name, [50], teacher_id='t', **weights)
+    write(tmp_path / '1', [50])
+    assert [row[1:3] for row in rows(report.table(report.read([tmp_path])))] == [
+        ['-', 'alone'], ['t', 'KD'], ['t', 'AT'], ['t', 'AT+KD']]
+
+
+def test_runs_of_other_settings_are_other_rows_that_name_them(tmp_path):
+    write(tmp_path / 'a', [50], teacher_id='t', beta=1e3, seed=1)
+    write(tmp_path / 'b', [60], teacher_id='t', beta=1e3, seed=2)
+    write(tmp_path / 'c', [70], teacher_id='t', beta=1e3, map_p=4.0, at_groups=[2])
+    write(tmp_path / 'd', [80], teacher_id='t', alpha=0.9, lr=0.05)
+    assert [row[2::3] for row in rows(report.table(report.read([tmp_path])))] == [
+        ['KD', '1', '20.00'][:1] + ['1', '20.00'][:0] + ['1', '20.00'],
+        ['AT, map_p 2, at_groups None', '2', '40.00 (40.00-50.00)'][:1] + ['2', '50.00 (40.00-50.00)'][:0]
+        + ['2', '45.00 (40.00-50.00)'],
+        ['AT, map_p 4, at_groups [2]', '1', '30.00']]
+
+
+def test_an_unfinished_run_is_not_mixed_with_finished_ones(tmp_path):
+    write(tmp_path / 'a', [50, 60, 70])
+    write(tmp_path / 'b', [50, 55], epochs=3, seed=2)
+    assert sorted(row[4:7] for row in rows(report.table(report.read([tmp_path])))) == [
+        ['2 of 3', '1', '45.00'], ['3', '1', '30.00']]
+
+
+def test_published_logs(tmp_path):
+    published(tmp_path / 'teacher', epoch=1, acc=90)
+    published(tmp_path / 'teacher', epoch=1, acc=91)  # resumed: this epoch was run again
+    published(tmp_path / 'teacher')
+    with open(tmp_path / 'teacher' / 'log.txt', 'a') as log:
+        log.write('json_stats: {"depth": 16, "wid')  # the machine went down
+    for epoch in (1, 2):
+        published(tmp_path / 'at', epoch, teacher_id='teacher', beta=1000.0, width=1, n_parameters=175994, acc=92)
+    runs = report.read([tmp_path])
+    assert rows(report.table(runs)) == [
+        ['WRN-16-2', '-', 'alone', 'CIFAR10', '2', '1', '6.25', '6.25', '25 s'],
+        ['WRN-16-1', 'WRN-16-2', 'AT', 'CIFAR10', '2', '1', '8.00', '8.00', '25 s']]
+    assert next(run for run in runs if not run.teacher).errors == {1: 9, 2: 6.25}
+
+
+def test_ours_and_a_published_run_of_the_same_options_share_a_row(tmp_path):
+    published(tmp_path / 'a', epoch=1, epochs=1, acc=92)
+    write(tmp_path / 'b', [94], dataset='CIFAR10', depth=16, width=2.0, n_parameters=693498, lr=0.1, map='sum',
+          map_p=2.0, beta_decay='none', at_groups=None, epoch_step=[60, 120, 160], dtype='float')
+    assert [row[5:7] for row in rows(report.table(report.read([tmp_path])))] == [['2', '7.00 (6.00-8.00)']]
+
+
+def test_the_teacher_is_named_by_its_log_or_else_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'logs' / 'big', [50], depth=28, width=2.5)
+    write(tmp_path / 'elsewhere' / 'student', [50], teacher_id='big', beta=1.0)
+    write(tmp_path / 'elsewhere' / 'orphan', [50], teacher_id='some/weights.pt7', beta=1.0)
+    assert {run.teacher for run in report.read(['elsewhere'])} == {'WRN-28-2.5', 'weights.pt7'}
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [
+    (0.4, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2.0 h'), (12600, '3.5 h')])
+def test_duration(seconds, text):
+    assert report.duration(seconds) == text
+
+
+# --- curves ---------------------------------------------------------------------------------------------
+
+
+def names(*folders):
+    return report.labels(report.group(report.read(folders)))
+
+
+def test_lines_are_named_by_what_differs(demo, tmp_path):
+    assert names(demo) == ['WRN-16-1, alone', 'WRN-10-1, alone', 'WRN-10-1, KD', 'WRN-10-1, AT']
+    assert names(*demo.glob('*/at'), *demo.glob('*/kd')) == ['KD', 'AT']
+    assert names(demo / '1' / 'at') == ['WRN-10-1']
+    assert names(demo / '1' / 'teacher', demo / '1' / 'alone') == ['WRN-16-1', 'WRN-10-1']
+    write(tmp_path / 'more' / 'at', [50], teacher_id='other', beta=1e3)
+    assert names(demo / '1' / 'at', tmp_path / 'more') == ['from WRN-16-1', 'from other']
+    write(tmp_path / 'longer' / 'alone', [50, 60, 70])
+    assert names(demo / '1' / 'alone', tmp_path / 'longer') == ['2 epochs', '3 epochs']
+
+
+def test_curves_are_the_medians(demo):
+    root = ET.fromstring(report.plot(report.read(demo.glob('*/at')), 'svg', 'A title'))
+    assert root.tag.endswith('svg')
+    text = ' '.join(root.itertext())
+    assert root.findall('.//{*}path') and 'Matplotlib' in text
+
+
+def test_same_logs_same_svg_but_for_its_date(demo):
+    def lines():
+        return [line for line in report.plot(report.read([demo]), 'svg').splitlines() if b'<dc:date>' not in line]
+    assert lines() == lines()
+
+
+def test_more_lines_than_colours(tmp_path):
+    for i in range(9):
+        write(tmp_path / str(i), [50, 60], width=i + 1)
+    image = Image.open(io.BytesIO(report.plot(report.read([tmp_path]), 'png')))
+    assert image.format == 'PNG'
