@@ -84,7 +84,7 @@ KILLED = '''
     from pathlib import Path
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    folder, n = Path(sys.argv[1]), 1_000_000
+    folder, n = Path(sys.argv[1]), 300_000
     model, log = folder / 'model.pt7', folder / 'log.txt'
 
     def save(i):
@@ -103,7 +103,7 @@ KILLED = '''
             for i in itertools.count(1):
                 os.write(begin, b'.')
                 save(i)
-        for _ in range(draw.randint(1, 2)):  # at a random moment of the first saves, however slow the machine is
+        for _ in range(draw.randint(1, 2)):  # in the first saves, however slow the machine is
             os.read(begun, 1)
         time.sleep(draw.uniform(0, 1.5 * seconds))
         os.kill(child, signal.SIGKILL)

@@ -1,8 +1,6 @@
 """Tables and curves from hand-written logs; every expected figure is worked out by hand."""
 import io
 import json
-import shutil
-import xml.etree.ElementTree as ET
 
 import pytest
 from PIL import Image
@@ -15,7 +13,7 @@ def write(folder, accuracies, seconds=60.0, **options):
     """The log of a run with a test accuracy an epoch. Options as ours; `folder` is made."""
     record = {'dataset': 'shapes', 'depth': 10, 'width': 1.0, 'teacher_id': '', 'alpha': 0.0, 'beta': 0.0,
               'epochs': len(accuracies), 'n_parameters': 1000, 'train_time': seconds, 'seed': 1, **options}
-    lines = [json.dumps(record | {'epoch': epoch, 'test_acc': acc}) for epoch, acc in enumerate(accuracies, 1)]
+    lines = [json.dumps(record | {'epoch': i, 'test_acc': acc}) for i, acc in enumerate(accuracies, 1)]
     folder.mkdir(parents=True)
     (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
     return folder
@@ -23,11 +21,11 @@ def write(folder, accuracies, seconds=60.0, **options):
 
 def published(folder, epoch=2, acc=93.75, epochs=2, **options):
     """A line of the published code's log, which has no seed, writes NaN, and its list of epochs as text."""
-    record = {'depth': 16, 'width': 2, 'dataset': 'CIFAR10', 'teacher_id': '', 'alpha': 0, 'beta': 0, 'lr': 0.1,
-              'temperature': 4, 'batch_size': 128, 'weight_decay': 5e-4, 'epoch_step': '[60,120,160]',
-              'lr_decay_ratio': 0.2, 'randomcrop_pad': 4, 'dtype': 'float', 'epochs': epochs, 'train_time': 12.5,
-              'n_parameters': 693498, 'at_losses': [[float('nan'), float('nan')]] * 3, 'epoch': epoch,
-              'test_acc': acc, **options}
+    record = {'depth': 16, 'width': 2, 'dataset': 'CIFAR10', 'teacher_id': '', 'alpha': 0, 'beta': 0,
+              'temperature': 4, 'batch_size': 128, 'weight_decay': 5e-4, 'lr': 0.1, 'lr_decay_ratio': 0.2,
+              'epoch_step': '[60,120,160]', 'randomcrop_pad': 4, 'dtype': 'float', 'epochs': epochs,
+              'n_parameters': 693498, 'train_time': 12.5, 'at_losses': [[float('nan'), float('nan')]] * 3,
+              'epoch': epoch, 'test_acc': acc, **options}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'log.txt', 'a') as log:
         log.write(f'json_stats: {json.dumps(record)}\n')
@@ -52,12 +50,13 @@ def rows(text):
 
 
 def test_table_has_medians_and_ranges_of_seeds(demo):
+    student = ['WRN-10-1', 'WRN-16-1']
+    kd, at = '52.00 (40.00-55.00)', '22.00 (21.00-26.00)'
     assert rows(report.table(report.read([demo]))) == [
         ['WRN-16-1', '-', 'alone', 'shapes', '3', '3', '7.00 (6.00-8.00)', '5.00 (5.00-5.00)', '3 min'],
         ['WRN-10-1', '-', 'alone', 'shapes', '2', '3', '30.00 (28.00-35.00)', '30.00 (28.00-35.00)', '80 s'],
-        ['WRN-10-1', 'WRN-16-1', 'KD', 'shapes', '2', '3', '52.00 (40.00-55.00)', '52.00 (40.00-55.00)', '2 min'],
-        ['WRN-10-1', 'WRN-16-1', 'AT', 'shapes', '2', '3', '22.00 (21.00-26.00)', '22.00 (21.00-26.00)', '2 min'],
-    ]
+        [*student, 'KD', 'shapes', '2', '3', kd, kd, '2 min'],
+        [*student, 'AT', 'shapes', '2', '3', at, at, '2 min']]
 
 
 def test_table_is_markdown_in_columns_of_equal_width(demo):
@@ -71,7 +70,7 @@ def test_one_run_has_no_range_and_two_have_their_mean(tmp_path):
     write(tmp_path / 'a', [60, 90.5])
     assert rows(report.table(report.read([tmp_path])))[0][5:8] == ['1', '9.50', '9.50']
     write(tmp_path / 'b', [60, 88.5], seed=2)
-    assert rows(report.table(report.read([tmp_path])))[0][5:8] == ['2', '10.50 (9.50-11.50)', '10.50 (9.50-11.50)']
+    assert rows(report.table(report.read([tmp_path])))[0][5:8] == ['2', *['10.50 (9.50-11.50)'] * 2]
 
 
 def test_a_run_that_is_named_twice_counts_once(demo):
@@ -92,11 +91,11 @@ def test_runs_of_other_settings_are_other_rows_that_name_them(tmp_path):
     write(tmp_path / 'b', [60], teacher_id='t', beta=1e3, seed=2)
     write(tmp_path / 'c', [70], teacher_id='t', beta=1e3, map_p=4.0, at_groups=[2])
     write(tmp_path / 'd', [80], teacher_id='t', alpha=0.9, lr=0.05)
-    assert [row[2::3] for row in rows(report.table(report.read([tmp_path])))] == [
-        ['KD', '1', '20.00'][:1] + ['1', '20.00'][:0] + ['1', '20.00'],
-        ['AT, map_p 2, at_groups None', '2', '40.00 (40.00-50.00)'][:1] + ['2', '50.00 (40.00-50.00)'][:0]
-        + ['2', '45.00 (40.00-50.00)'],
-        ['AT, map_p 4, at_groups [2]', '1', '30.00']]
+    found = rows(report.table(report.read([tmp_path])))
+    assert [(row[2], row[5], row[6]) for row in found] == [
+        ('KD', '1', '20.00'),
+        ('AT, map_p 2, at_groups None', '2', '45.00 (40.00-50.00)'),
+        ('AT, map_p 4, at_groups [2]', '1', '30.00')]
 
 
 def test_an_unfinished_run_is_not_mixed_with_finished_ones(tmp_path):
@@ -113,7 +112,7 @@ def test_published_logs(tmp_path):
     with open(tmp_path / 'teacher' / 'log.txt', 'a') as log:
         log.write('json_stats: {"depth": 16, "wid')  # the machine went down
     for epoch in (1, 2):
-        published(tmp_path / 'at', epoch, teacher_id='teacher', beta=1000.0, width=1, n_parameters=175994, acc=92)
+        published(tmp_path / 'at', epoch, 92, teacher_id='teacher', beta=1000.0, width=1, n_parameters=175994)
     runs = report.read([tmp_path])
     assert rows(report.table(runs)) == [
         ['WRN-16-2', '-', 'alone', 'CIFAR10', '2', '1', '6.25', '6.25', '25 s'],
@@ -123,8 +122,8 @@ def test_published_logs(tmp_path):
 
 def test_ours_and_a_published_run_of_the_same_options_share_a_row(tmp_path):
     published(tmp_path / 'a', epoch=1, epochs=1, acc=92)
-    write(tmp_path / 'b', [94], dataset='CIFAR10', depth=16, width=2.0, n_parameters=693498, lr=0.1, map='sum',
-          map_p=2.0, beta_decay='none', at_groups=None, epoch_step=[60, 120, 160], dtype='float')
+    write(tmp_path / 'b', [94], dataset='CIFAR10', depth=16, width=2.0, n_parameters=693498, lr=0.1,
+          map='sum', map_p=2.0, beta_decay='none', at_groups=None, epoch_step=[60, 120, 160], dtype='float')
     assert [row[5:7] for row in rows(report.table(report.read([tmp_path])))] == [['2', '7.00 (6.00-8.00)']]
 
 
@@ -145,6 +144,20 @@ def test_duration(seconds, text):
 # --- curves ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """All figures that a test draws."""
+    drawn = []
+
+    class Kept(report.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(report, 'Figure', Kept)
+    return drawn
+
+
 def names(*folders):
     return report.labels(report.group(report.read(folders)))
 
@@ -160,21 +173,97 @@ def test_lines_are_named_by_what_differs(demo, tmp_path):
     assert names(demo / '1' / 'alone', tmp_path / 'longer') == ['2 epochs', '3 epochs']
 
 
-def test_curves_are_the_medians(demo):
-    root = ET.fromstring(report.plot(report.read(demo.glob('*/at')), 'svg', 'A title'))
-    assert root.tag.endswith('svg')
-    text = ' '.join(root.itertext())
-    assert root.findall('.//{*}path') and 'Matplotlib' in text
+def test_curves_are_medians_in_bands(demo, figures):
+    image = Image.open(io.BytesIO(report.plot(report.read([demo]), 'png', 'A title')))
+    assert image.format == 'PNG' and len(image.getcolors(1 << 20)) > 4
+    axes, = figures[0].axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {name: (list(line.get_xdata()), list(line.get_ydata())) for name, line in lines.items()} == {
+        'WRN-16-1, alone': ([1, 2, 3], [50, 5, 7]), 'WRN-10-1, alone': ([1, 2], [80, 30]),
+        'WRN-10-1, KD': ([1, 2], [75, 52]), 'WRN-10-1, AT': ([1, 2], [75, 22])}
+    bands = [band.get_datalim(axes.transData) for band in axes.collections]
+    assert [(band.y0, band.y1) for band in bands] == [(5, 50), (28, 80), (40, 75), (21, 75)]
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ('A title', 'epoch', 'test error, %')
+    assert axes.get_ylim()[0] == 0
+    assert len({line.get_color() for line in axes.lines}) == 4
 
 
 def test_same_logs_same_svg_but_for_its_date(demo):
     def lines():
-        return [line for line in report.plot(report.read([demo]), 'svg').splitlines() if b'<dc:date>' not in line]
+        svg = report.plot(report.read([demo]), 'svg')
+        return [line for line in svg.splitlines() if b'<dc:date>' not in line]
     assert lines() == lines()
 
 
-def test_more_lines_than_colours(tmp_path):
+def test_more_lines_than_colours(tmp_path, figures):
     for i in range(9):
         write(tmp_path / str(i), [50, 60], width=i + 1)
-    image = Image.open(io.BytesIO(report.plot(report.read([tmp_path]), 'png')))
-    assert image.format == 'PNG'
+    report.plot(report.read([tmp_path]), 'svg')
+    pairs = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
+    assert len(pairs) == 9
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('ending', ['png', 'svg'])
+def test_command_prints_the_table_and_writes_the_curves(demo, run_script, ending):
+    done = run_script('tools.report', demo, '--plot', demo / f'curves.{ending}', '--title', 'Three seeds')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout == report.table(report.read([demo])) + '\n'
+    if ending == 'png':
+        with Image.open(demo / 'curves.png') as image:
+            assert min(image.size) > 500
+    else:
+        assert (demo / 'curves.svg').read_text().rstrip().endswith('</svg>')
+
+
+def other_data_set(folder):
+    write(folder / 'other', [50], dataset='CIFAR10')
+
+
+def no_runs(folder):
+    (folder / 'empty').mkdir(parents=True)
+
+
+def no_epochs(folder):
+    write(folder / 'a', [50])
+    (folder / 'a' / 'log.txt').write_text('{"epoch": 1, "test_a')
+
+
+def no_accuracy(folder):
+    write(folder / 'a', [50])
+    (folder / 'a' / 'log.txt').write_text('{"epoch": 1, "depth": 10, "width": 1}\n')
+
+
+@pytest.mark.parametrize(('spoil', 'arguments', 'message'), [
+    (None, [], 'the following arguments are required: LOGS'),
+    (None, ['nowhere', '--plot', 'out.png'], 'there is no folder nowhere'),
+    (None, ['runs/a/log.txt'], 'there is no folder runs/a/log.txt'),
+    (no_runs, ['spoilt', '--plot', 'out.png'], 'neither spoilt nor a folder in it holds a log.txt'),
+    (no_runs, ['runs', 'spoilt', '--plot', 'out.png'], 'neither spoilt nor a folder in it holds a log.txt'),
+    (no_epochs, ['runs', 'spoilt', '--plot', 'out.png'], 'spoilt/a/log.txt holds no epoch of a run'),
+    (no_accuracy, ['spoilt', '--plot', 'out.png'],
+     'spoilt/a/log.txt is no log of cifar.py: '
+     'epoch 1 has no dataset, epochs, n_parameters, test_acc, train_time'),
+    (other_data_set, ['runs', 'spoilt', '--plot', 'out.png'],
+     'the runs are of several data sets, CIFAR10, shapes: report each alone'),
+    (None, ['runs', '--plot', 'out.pdf'], "argument --plot: 'out.pdf' does not end in .png or .svg"),
+    (None, ['runs', '--plot', 'missing/out.png'], 'cannot write missing/out.png: No such file or directory'),
+])
+def test_bad_input_ends_in_one_sentence(tmp_path, run_script, spoil, arguments, message):
+    write(tmp_path / 'runs' / 'a', [50, 60])
+    if spoil:
+        spoil(tmp_path / 'spoilt')
+    before = sorted(tmp_path.rglob('*'))
+    done = run_script('tools.report', *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', f'report.py: error: {message}\n')
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_table_of_several_data_sets_is_refused(tmp_path):
+    write(tmp_path / 'runs', [50])
+    other_data_set(tmp_path)
+    with pytest.raises(InputError):
+        report.table(report.read([tmp_path]))
