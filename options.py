@@ -95,8 +95,8 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
-    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1', help='CUDA devices to use')
-    group.add_argument('--ngpu', type=positive_int, default=1, help='CUDA devices that share a batch')
+    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0', help='number of the CUDA device')
+    group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices; only 1 so far')
     group.add_argument('--nthread', type=count, default=4, help='processes that load images from files')
 
 
