@@ -39,7 +39,8 @@ def test_commands_parse(command):
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files(path):
     links = [target for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()) if '://' not in target]
-    links += re.findall(r'^\| `([^` ]+)`', path.read_text(), re.MULTILINE)  # the table of files
+    if path.name == 'CONTRIBUTING.md':  # its table of files
+        links += re.findall(r'^\| `([^`]+)`', path.read_text(), re.MULTILINE)
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
