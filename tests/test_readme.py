@@ -17,7 +17,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Lines of shell blocks and of recipes that start a script of this repository, or make."""
+    """Lines of shell blocks: scripts of this repository, or make."""
     texts = [block for path in DOCUMENTS for block in blocks(path, 'sh')]
     found = [line.split('#')[0].strip() for text in texts for line in text.splitlines() if line.strip()]
     assert len(found) > 5
