@@ -90,12 +90,12 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
 def dataset_of(path: Path) -> str | None:
     """The data set that a run's folder or a checkpoint was trained on; None where nothing tells."""
     model = path / MODEL if path.is_dir() else path
-    state = read(model)
-    if isinstance(state, dict) and isinstance(state.get('options'), dict):
-        return state['options'].get('dataset')
     log = model.with_name(LOG)
-    epochs = read_log(log) if log.exists() else []
-    return epochs[-1].get('dataset') if epochs else None
+    if log.exists() and model.name == MODEL and (epochs := read_log(log)):
+        return epochs[-1].get('dataset')
+    state = read(model)
+    known = state.get('options') if isinstance(state, dict) else None
+    return known.get('dataset') if isinstance(known, dict) else None
 
 
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:

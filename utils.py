@@ -35,6 +35,8 @@ def attention_map(x: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
 
     `p` from 1. Section 3.1: reduce='sum' with p=1 is F_sum, with p>1 F_sum^p; reduce='max' is F_max^p.
     """
+    if p < 1:
+        raise InputError(f'an attention map takes activations to a power from 1, not {p}')
     a = full(x)
     a = a.pow(p) if p % 2 == 0 else a.abs().pow(p)
     if reduce == 'sum':

@@ -301,14 +301,16 @@ def test_full_disk_while_saving(home, tmp_path):
         fresh = call(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, hard)
-    for result, epoch in ((done, 3), (fresh, 1)):
+    for result, epoch, then in ((done, 3, '--resume auto'), (fresh, 1, 'same command again')):
         assert result.status == 2 and len(result.errors) == 1
-        assert f'could not save epoch {epoch}' in result.err and '--resume auto' in result.err
+        assert f'could not save epoch {epoch}' in result.err and then in result.err
     assert (tmp_path / 'run' / 'model.pt7').read_bytes() == before
     assert 'model.pt7 holds epoch 2' in done.err and 'no checkpoint' in fresh.err
     assert not list(tmp_path.rglob('*.tmp'))
     again = call(*SMALL, '--save', 'run', '--epochs', 3, '--resume', 'auto', '--lr', 0.05, cwd=tmp_path)
     assert again.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]
+    again = call(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
+    assert again.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'fresh')] == [1]
 
 
 def test_divergence(home, tmp_path):

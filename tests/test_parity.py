@@ -56,4 +56,4 @@ def test_eight_steps_of_the_published_code(shared, case, dtype):
     scale = expected['eval_logits_std']
     assert logits[0].tolist() == pytest.approx(expected['eval_logits_first'], abs=0.05 * scale)
     assert logits.mean().item() == pytest.approx(expected['eval_logits_mean'], abs=0.05 * scale)
-    assert logits.std().item() == pytest.approx(scale, rel=0.02)
+    assert logits.std().item() == pytest.approx(scale, rel=0.03)
