@@ -87,13 +87,17 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return epochs
 
 
-def dataset_of(path: Path) -> str | None:
+def dataset_of(path: Path | str) -> str | None:
     """The data set that a run's folder or a checkpoint was trained on; None where nothing tells."""
+    path = Path(path)
     model = path / MODEL if path.is_dir() else path
     log = model.with_name(LOG)
     if log.exists() and model.name == MODEL and (epochs := read_log(log)):
         return epochs[-1].get('dataset')
-    state = read(model)
+    try:
+        state = read(model)
+    except InputError:  # weights in another form
+        return None
     known = state.get('options') if isinstance(state, dict) else None
     return known.get('dataset') if isinstance(known, dict) else None
 

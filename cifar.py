@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import checkpoint
 import data
+import devices
 import options
 import resnet
 import training
 import utils
-from training import Output, Step, Term
+from method import evaluation, method
 from utils import InputError
 
 
@@ -54,70 +53,47 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     opt = parse(sys.argv[1:])
-    device = training.device(opt)
-    num_classes = data.CLASSES[opt.dataset]
+    with devices.start(opt) as device:
+        num_classes = data.CLASSES[opt.dataset]
+        if opt.evaluate:
+            path = options.evaluated(opt)
+            f, params = training.load(path, opt.dataset, num_classes, device)
+            _, test_set = load(opt, device)
+            h_test = evaluation(f, params, opt.dtype)
+            result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH))
+            loss, acc = result['loss'], result['acc']
+            if not devices.rank():
+                print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
+            return
 
-    if opt.evaluate:
-        path = Path(opt.save if opt.resume in ('', 'auto') else opt.resume)
-        f, params = load(path, opt.dataset)
-        _, test_set = data.load(opt.dataset, opt.dataroot, device)
-        h_test = training.evaluation(f, training.to_device(params, device), opt.dtype)
-        result = training.evaluate(h_test, data.Loader(test_set, data.TEST_BATCH))
-        loss, acc = result['loss'], result['acc']
-        print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
-        return
+        torch.manual_seed(opt.seed)
+        f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
+        f_t, teacher = None, {}
+        if opt.teacher_id:
+            f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt.dataset, num_classes,
+                                                 device)
+        folder = checkpoint.Folder(opt)
+        student = training.resumed(folder, student, device)
+        utils.trainable(student)
+        f_s, student = devices.parallel(f_s, student)
 
-    torch.manual_seed(opt.seed)
-    f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
-    f_t, teacher = load(find_teacher(opt.teacher_id), opt.dataset) if opt.teacher_id else (None, {})
-    folder = checkpoint.Folder(opt)
-    if folder.state:
-        _, loaded = resnet.load(folder.source)
-        if {name: t.shape for name, t in loaded.items()} != {name: t.shape for name, t in student.items()}:
-            raise InputError(f'{folder.source} holds another network than --depth and --width describe')
-        student = loaded
-    teacher = training.to_device(teacher, device)
-    student = training.to_device(student, device)
-    utils.trainable(student)
-
-    train_set, test_set = data.load(opt.dataset, opt.dataroot, device)
-    train_loader = data.Loader(train_set, opt.batch_size, opt.seed, opt.randomcrop_pad)
-    test_loader = data.Loader(test_set, data.TEST_BATCH)
-
-    h = method(opt, f_s, student, f_t, teacher)
-    h_test = training.evaluation(f_s, student, opt.dtype)
-    training.train(opt, folder, h, h_test, student, train_loader, test_loader, num_classes)
+        train_set, test_set = load(opt, device)
+        h = method(opt, f_s, student, f_t, teacher)
+        h_test = evaluation(f_s, student, opt.dtype)
+        training.train(opt, folder, h, h_test, student,
+                       loader(train_set, opt.batch_size, opt.seed, opt.randomcrop_pad),
+                       loader(test_set, data.TEST_BATCH), num_classes)
 
 
-def method(opt: argparse.Namespace, f_s: utils.Network, student: utils.Params,
-           f_t: utils.Network | None = None, teacher: utils.Params | None = None) -> training.Method:
-    """The training step: h(sample) -> loss to minimise, Output. Which losses are on is decided here, once."""
-    terms = []
-    if opt.beta:
-        def attention(s: Step) -> list[Tensor]:
-            groups = range(len(s.g_s)) if opt.at_groups is None else opt.at_groups
-            return [utils.at_loss(s.g_s[i], s.g_t[i], opt.map_p, opt.map) for i in groups]
-        terms.append(Term('at', lambda epoch: options.beta_at(opt, epoch), attention))
+def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:
+    """Training and test images; only one rank downloads them."""
+    with devices.first_rank_first():
+        return data.load(opt.dataset, opt.dataroot, device)
 
-    def classification(s: Step) -> Tensor:
-        if opt.alpha:
-            return utils.distillation(s.y_s, s.y_t, s.labels, opt.temperature, opt.alpha)
-        return F.cross_entropy(utils.full(s.y_s), s.labels)
 
-    def h(sample: data.Sample) -> tuple[Tensor, Output]:
-        x, labels, epoch = sample
-        y_t, g_t = None, ()
-        with training.autocast(x.device, opt.dtype):
-            if f_t is not None:
-                with torch.no_grad():
-                    y_t, g_t = f_t(x, teacher, False)
-            y_s, g_s = f_s(x, student, True)
-        step = Step(y_s, g_s, y_t, g_t, labels)
-        losses = {term.name: term.losses(step) for term in terms}
-        loss = classification(step) + sum(term.weight(epoch) * sum(losses[term.name]) for term in terms)
-        return loss, Output(y_s, losses)
-
-    return h
+def loader(split: data.Images, batch_size: int, seed: int | None = None, pad: int = 0) -> data.Loader:
+    """The batches of this rank."""
+    return data.Loader(split, batch_size, seed, pad, devices.rank(), devices.ranks())
 
 
 def find_teacher(name: str) -> Path:
@@ -127,19 +103,6 @@ def find_teacher(name: str) -> Path:
             return path
     raise InputError(f'--teacher_id {name}: there is neither logs/{name} nor {name}; train the teacher '
                      'first, or give the path of its run or of its weights')
-
-
-def load(path: Path, dataset: str) -> tuple[utils.Network, utils.Params]:
-    """A trained network, which must know the classes of the data set."""
-    f, params = resnet.load(path)
-    trained_on = checkpoint.dataset_of(path)
-    if trained_on not in (None, dataset):
-        raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
-                         'give the same --dataset to both')
-    n = len(params['fc.bias'])
-    if n != data.CLASSES[dataset]:
-        raise InputError(f'{path} knows {n} classes, {dataset} has {data.CLASSES[dataset]}')
-    return f, params
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Data sets and their loaders: images stay as uint8 where the compute is, augmentation acts on whole batches.
 
     train_set, test_set = data.load('CIFAR10', root='data', device=torch.device('cuda'))
-    for x, labels, epoch in data.Loader(train_set, batch_size=128, seed=1, pad=4):
+    for x, labels, *_ in data.Loader(train_set, batch_size=128, seed=1, pad=4):
         ...
 """
 import contextlib
@@ -38,6 +38,7 @@ class Sample(NamedTuple):
     x: Tensor  # (B, 3, H, W) float32, normalised, channels last in memory
     labels: Tensor  # (B,) int64
     epoch: int
+    share: float = 1.0  # of this rank in the gradient of the whole batch, times the number of ranks
 
 
 # --- data sets -------------------------------------------------------------------------------------------
@@ -106,37 +107,65 @@ def _mean_std(device: torch.device) -> Tensor:
     return torch.tensor([MEAN, STD], device=device)  # made once: a copy to the device would wait for it
 
 
+def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, float]]:
+    """Of each batch of n images in order, the part of a rank, and its share in the gradient.
+
+    The share, n_part * ranks / n_batch, makes the mean over ranks of the gradients that of the whole batch.
+    A last batch of fewer images than ranks joins the one before it.
+    """
+    if n < ranks:
+        raise InputError(f'{n} images are too few for {ranks} ranks: give a smaller --ngpu')
+    if batch_size < ranks:
+        raise InputError(f'--batch_size {batch_size} is for all ranks together: give at least {ranks}')
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] < ranks:
+        starts.pop()
+    found = []
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        size = stop - start
+        part = slice(start + rank * size // ranks, start + (rank + 1) * size // ranks)
+        found.append((part, (part.stop - part.start) * ranks / size))
+    return found
+
+
 class Loader:
     """Batches of a split: with a seed, shuffled and augmented for epoch `epoch`; without, in its order.
 
     Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
-    same whatever went before it. The last batch is as small as it must be; each image comes once an epoch.
+    same whatever went before it, and whatever the number of ranks, each of which gets a part of each batch.
+    The last batch is as small as it must be; each image comes once an epoch.
     """
 
-    def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0):
-        self.split, self.batch_size, self.seed, self.pad = split, batch_size, seed, pad
+    def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,
+                 rank: int = 0, ranks: int = 1):
+        self.split, self.seed, self.pad = split, seed, pad
+        self.device, self.damaged = split.images.device, 0
+        self.parts = parts(len(split.labels), batch_size, rank, ranks)
         self.epoch = 1
 
     def __len__(self) -> int:
-        return -(-self.n_images // self.batch_size)
+        return len(self.parts)
 
     @property
     def n_images(self) -> int:
-        return len(self.split.labels)
+        """In an epoch, of this rank."""
+        return sum(part.stop - part.start for part, _ in self.parts)
 
     def __iter__(self) -> Iterator[Sample]:
         images, labels = self.split
         if self.seed is None:
-            for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
-                yield Sample(normalize(x), y, self.epoch)
+            for part, share in self.parts:
+                yield Sample(normalize(images[part]), labels[part], self.epoch, share)
             return
-        draws = (draw.to(images.device).split(self.batch_size) for draw in self._draws())
-        for index, o, m in zip(*draws, strict=True):
-            yield Sample(normalize(crop_flip(images, index, o, m, self.pad)), labels[index], self.epoch)
+        order, offset, flip = (draw.to(self.device) for draw in self._draws())
+        for part, share in self.parts:
+            index = order[part]
+            x = crop_flip(images, index, offset[part], flip[part], self.pad)
+            yield Sample(normalize(x), labels[index], self.epoch, share)
 
     def _draws(self) -> tuple[Tensor, Tensor, Tensor]:
         order, augmentation = (generator(self.seed, self.epoch, stream) for stream in (0, 1))
-        n = self.n_images
+        n = len(self.split.labels)
         return (torch.randperm(n, generator=order),
                 torch.randint(2 * self.pad + 1, (n, 2), generator=augmentation),
                 torch.rand(n, generator=augmentation) < 0.5)

@@ -57,7 +57,7 @@ def int_list(text: str) -> list[int]:
     return values
 
 
-def add_method(parser: Parser) -> None:
+def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
     """What the student learns from the teacher; 0 switches a loss off."""
     group = parser.add_argument_group('method')
     group.add_argument('--alpha', type=fraction, default=0.0, help='weight of distillation (paper: 0.9)')
@@ -67,8 +67,10 @@ def add_method(parser: Parser) -> None:
                        help='how beta falls over the epochs; step: by lr_decay_ratio at epoch_step')
     group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
     group.add_argument('--map_p', type=power, default=2.0, help='power p of the activations in a map')
-    group.add_argument('--at_groups', type=int_list, default=None, metavar='[0,1,2]',
-                       help='groups that attention transfer compares; all by default')
+    group.add_argument('--at_groups', type=int_list, default=at_groups, metavar='[0,1,2]',
+                       help='groups that attention transfer compares; None: all')
+    group.add_argument('--at_from_epoch', type=positive_int, default=1, metavar='EPOCH',
+                       help='first epoch, from 1, with attention transfer (paper, on ImageNet: 60)')
 
 
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: str,
@@ -86,7 +88,9 @@ def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: st
     group.add_argument('--resume', default='', metavar='FILE',
                        help="checkpoint to go on from; 'auto': that of --save, if there is one")
     group.add_argument('--evaluate', action='store_true',
-                       help='only print loss and accuracy of the weights in --resume, or else --save')
+                       help='only print loss and error of --student_params, or else of --resume or --save')
+    group.add_argument('--student_params', default='', metavar='FILE',
+                       help='a run or file of weights, to --evaluate')
 
 
 def add_device(parser: Parser) -> None:
@@ -95,8 +99,9 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
-    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0', help='number of the CUDA device')
-    group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices; only 1 so far')
+    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1',
+                       help='numbers of the CUDA devices')
+    group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
     group.add_argument('--nthread', type=count, default=4, help='processes that load images from files')
 
 
@@ -106,14 +111,18 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     `teacher` is the name of the option that gives the teacher, `n_groups` the number of groups of a network.
     """
     given = getattr(opt, teacher)
-    if opt.ngpu > 1:
-        parser.error(f'--ngpu {opt.ngpu}: a run uses one device; start one on each GPU by --gpu_id')
-    if len(opt.gpu_id) != 1:
-        parser.error(f'--gpu_id {opt.gpu_id}: a run uses one device; name its number')
+    if opt.ngpu > 1 and opt.gpu_id == [0]:
+        opt.gpu_id = list(range(opt.ngpu))
+    if len(opt.gpu_id) != opt.ngpu:
+        parser.error(f'--gpu_id names {len(opt.gpu_id)} devices, --ngpu {opt.ngpu}: give as many')
+    if opt.batch_size < opt.ngpu:
+        parser.error(f'--batch_size {opt.batch_size} is for all {opt.ngpu} devices together: give more')
     if 0 in opt.epoch_step:
         parser.error('--epoch_step: epochs count from 1')
-    if opt.evaluate and not opt.save and opt.resume in ('', 'auto'):
-        parser.error('--evaluate needs weights: add --resume with a run or a file of weights')
+    if opt.evaluate and not evaluated(opt):
+        parser.error('--evaluate needs weights: add --student_params with a run or a file of weights')
+    if opt.student_params and not opt.evaluate:
+        parser.error('--student_params is for --evaluate; to go on with a run, add --resume')
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
     learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]
@@ -125,15 +134,25 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
                      'transfer, --alpha 0.9 for distillation, or both')
     for name, needs in (('beta_decay', 'beta'), ('map', 'beta'), ('map_p', 'beta'), ('at_groups', 'beta'),
+                        ('at_from_epoch', 'beta'),
                         ('temperature', 'alpha')):
         if getattr(opt, name) != parser.get_default(name) and not getattr(opt, needs):
             parser.error(f'--{name} has no effect without --{needs}')
+    if opt.at_from_epoch > opt.epochs:
+        parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
     if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
         parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}; leave it out for all')
 
 
+def evaluated(opt: argparse.Namespace) -> str:
+    """Path of the weights to evaluate, or nothing."""
+    return opt.student_params or (opt.save if opt.resume in ('', 'auto') else opt.resume)
+
+
 def beta_at(opt: argparse.Namespace, epoch: int) -> float:
     """Weight of attention transfer in an epoch, from 1."""
+    if epoch < opt.at_from_epoch:
+        return 0.0
     return opt.beta * utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
 
 

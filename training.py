@@ -1,4 +1,4 @@
-"""One run: devices, the torchnet Engine and its hooks, meters, checkpoint and log.
+"""One run: the torchnet Engine and its hooks, meters, checkpoint and log.
 
     folder = checkpoint.Folder(opt)
     training.train(opt, folder, h, h_test, params, train_loader, test_loader, num_classes)
@@ -14,51 +14,31 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import images
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter, TimeMeter
 from tqdm import tqdm
 
+import checkpoint
+import data
+import devices
 import options
+import resnet
 import utils
 from checkpoint import Folder
-from data import Loader, Sample
-from utils import InputError, Params
+from data import Sample
+from method import Method, Output
+from utils import InputError, Network, Params
 
-DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
+Loader = data.Loader | images.Loader
 
 
 class Diverged(Exception):
     """The loss is not finite."""
-
-
-class Output(NamedTuple):
-    """What a step gives besides its loss."""
-    logits: Tensor  # (B, K)
-    terms: dict[str, list[Tensor]]  # losses by name, one per group, before their weights
-
-
-class Term(NamedTuple):
-    """A loss beside the classification loss: weight(epoch) * sum(losses(step)), one loss per group."""
-    name: str
-    weight: Callable[[int], float]
-    losses: Callable[['Step'], list[Tensor]]
-
-
-class Step(NamedTuple):
-    """What losses are made of: logits and groups of the student and, where there is one, of the teacher."""
-    y_s: Tensor  # (B, K)
-    g_s: tuple[Tensor, ...]  # (B, C, H, W) each
-    y_t: Tensor | None
-    g_t: tuple[Tensor, ...]
-    labels: Tensor  # (B,)
-
-
-Method = Callable[[Sample], tuple[Tensor, Output]]
 
 
 def script(main: Callable[[], None]) -> None:
@@ -77,6 +57,10 @@ def script(main: Callable[[], None]) -> None:
         sys.exit(_say(f'{name}: {e}', 1))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except RuntimeError as e:
+        if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
+            raise
+        sys.exit(_say(f'{name}: rank {devices.rank()} has lost another rank, which ended or was ended', 1))
 
 
 def _say(sentence: str, status: int = 0) -> int:
@@ -84,92 +68,98 @@ def _say(sentence: str, status: int = 0) -> int:
     return status
 
 
-# --- devices ---------------------------------------------------------------------------------------------
+# --- networks and their weights ---------------------------------------------------------------------------
 
 
-def device(opt: argparse.Namespace) -> torch.device:
-    """The device that the options ask for."""
-    if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
-        if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
-            raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
-        if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
-            _say('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster')
-        return torch.device('cpu')
-    if not torch.cuda.is_available():
-        raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
-    index = opt.gpu_id[0]
-    if index >= torch.cuda.device_count():
-        raise InputError(f'--gpu_id {index}: there are {torch.cuda.device_count()} CUDA devices, from 0')
-    torch.cuda.set_device(index)
-    torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
-    return torch.device('cuda', index)
+def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
+    """A trained network, which must know the classes of the data set; prints what it is."""
+    f, params = resnet.load(path)
+    trained_on = checkpoint.dataset_of(path)
+    if trained_on not in (None, dataset):
+        raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
+                         'give the same --dataset to both')
+    n = len(params['fc.bias'])
+    if n != num_classes:
+        raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
+    if not devices.rank():
+        print(f'{path}: {resnet.describe(params)}')
+    return f, devices.to_device(params, where)
 
 
-def to_device(params: Params, device: torch.device) -> Params:
-    """Tensors on the device, convolutions with channels last, which both kinds of device compute faster."""
-    return {name: t.to(device, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)
-            for name, t in params.items()}
+def load_teacher(path: Path | str, dataset: str, num_classes: int,
+                 where: torch.device) -> tuple[Network, Params]:
+    """A teacher: a trained network in the exported form, which computes the same with less work."""
+    _, params = load(path, dataset, num_classes, where)
+    f, params = resnet.network(resnet.fold(params))
+    return f, devices.to_device(params, where)
 
 
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """The arithmetic of --dtype for whatever runs inside."""
-    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
-
-
-def evaluation(f: utils.Network, params: Params, dtype: str) -> Method:
-    """Cross-entropy and logits of a network in evaluation mode."""
-    @torch.no_grad()
-    def h_test(sample: Sample) -> tuple[Tensor, Output]:
-        with autocast(sample.x.device, dtype):
-            logits, _ = f(sample.x, params, False)
-        logits = logits.float()
-        return F.cross_entropy(logits, sample.labels), Output(logits, {})
-    return h_test
+def resumed(folder: Folder, fresh: Params, where: torch.device) -> Params:
+    """The student to train, on the device: of the checkpoint to go on from, if there is one, else `fresh`."""
+    student = fresh
+    if folder.state:
+        _, student = resnet.load(folder.source)
+        if {name: t.shape for name, t in student.items()} != {name: t.shape for name, t in fresh.items()}:
+            raise InputError(f'{folder.source} holds another network than --depth and --width describe')
+    return devices.to_device(student, where)
 
 
 # --- epochs ----------------------------------------------------------------------------------------------
 
 
 class Meters:
-    """Loss, accuracy and loss terms of an epoch: kept on the device, read once at the end."""
+    """Loss, accuracy and loss terms of an epoch: kept on the device, read once at the end, for all ranks."""
 
-    def __init__(self):
-        self.rows: list[Tensor] = []  # (2 + terms,): loss, right answers, and each group of each term
+    def __init__(self, topk: tuple[int, ...] = (1,)):
+        self.topk = topk
+        self.rows: list[Tensor] = []  # (1 + topk + terms,): loss, right answers, each group of each term
         self.sizes: list[int] = []
         self.names: list[str] = []
+        self.n_images = 0  # of all ranks, once they are read
 
     def add(self, state: dict[str, Any]) -> None:
         output, labels = state['output'], state['sample'].labels
-        right = (output.logits.detach().argmax(1) == labels).sum()
+        best = output.logits.detach().topk(min(max(self.topk), output.logits.shape[1])).indices
+        hits = best == labels[:, None]
+        right = [hits[:, :k].sum() for k in self.topk]
         terms = [loss.detach() for losses in output.terms.values() for loss in losses]
         self.names = [name for name, losses in output.terms.items() for _ in losses]
-        self.rows.append(torch.stack([state['loss'].detach(), right, *terms]).float())
+        self.rows.append(torch.stack([state['loss'].detach(), *right, *terms]).float())
         self.sizes.append(len(labels))
 
     def read(self) -> dict[str, Any]:
         """{'loss': mean over images, 'acc': %, '<term>_losses': [[mean, std] over batches, ...]}.
 
-        Waits for the device. Diverged if a loss is not finite.
+        'acc5' is top-5 accuracy. Waits for the device and the other ranks. Diverged if a loss is not finite.
         """
-        loss, acc = AverageValueMeter(), AverageValueMeter()
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)[:, None]
+        rows = torch.stack(self.rows).double()
+        k = len(self.topk)
+        sums = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) * sizes.to(rows.device)
+        sums[:, 1:1 + k] = rows[:, 1:1 + k]  # counts already
+        rows = devices.summed(sums).tolist()
+        loss, accuracies = AverageValueMeter(), [AverageValueMeter() for _ in self.topk]
         terms = [AverageValueMeter() for _ in self.names]
-        rows = torch.stack(self.rows).tolist()
-        for (batch_loss, right, *losses), n in zip(rows, self.sizes, strict=True):
+        for batch_loss, *values, n in rows:
             if not math.isfinite(batch_loss):
                 raise Diverged('the loss is not finite')
-            loss.add(batch_loss * n, n)
-            acc.add(100 * right, n)
-            for meter, value in zip(terms, losses, strict=True):
-                meter.add(value)
-        result = {'loss': loss.value()[0], 'acc': acc.value()[0]}
+            loss.add(batch_loss, n)
+            for meter, right in zip(accuracies, values[:k], strict=True):
+                meter.add(100 * right, n)
+            for meter, value in zip(terms, values[k:], strict=True):
+                meter.add(value / n)
+        self.n_images = int(sum(n for *_, n in rows))
+        result = {'loss': loss.value()[0]}
+        for top, meter in zip(self.topk, accuracies, strict=True):
+            result['acc' if top == 1 else f'acc{top}'] = meter.value()[0]
         for name, meter in zip(self.names, terms, strict=True):
             result.setdefault(name + '_losses', []).append([float(v) for v in meter.value()])
         return result
 
 
-def evaluate(h_test: Method, loader: Loader) -> dict[str, float]:
-    """{'loss': cross-entropy, 'acc': top-1 accuracy in %} over each image once."""
-    engine, meters = Engine(), Meters()
+def evaluate(h_test: Method, loader: Loader, topk: tuple[int, ...] = (1,)) -> dict[str, float]:
+    """{'loss': cross-entropy, 'acc': top-1 accuracy in %, ...} over each image once."""
+    engine, meters = Engine(), Meters(topk)
     engine.hooks['on_forward'] = meters.add
     engine.test(h_test, loader)
     return meters.read()
@@ -214,17 +204,17 @@ class ScaledSGD:
 
 
 def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, params: Params,
-          train_loader: Loader, test_loader: Loader, num_classes: int) -> None:
+          train_loader: Loader, test_loader: Loader, num_classes: int, topk: tuple[int, ...] = (1,)) -> None:
     """All epochs that are left of a run; after each, a line of the log and a checkpoint.
 
     The learning rate drops at the start of the epochs in epoch_step, each time with a fresh momentum buffer,
-    as in the published code.
+    as in the published code. Accuracies are top-k of all `topk`. Rank 0 alone writes.
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
         _say(f'{folder.source}: all {opt.epochs} epochs are done')
         return
-    where = train_loader.split.images.device
+    where = train_loader.device
     scaler = torch.amp.GradScaler(where.type)
 
     def optimizer_from(epoch: int, saved: dict[str, Any] | None = None) -> torch.optim.SGD | ScaledSGD:
@@ -235,12 +225,15 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
 
     def step(sample: Sample) -> tuple[Tensor, Output]:
         loss, output = h(sample)
+        if sample.share != 1:  # the meters take the loss as it is
+            loss.register_hook(lambda gradient: gradient * sample.share)
         if opt.dtype == 'half':
             loss.register_hook(scaler.scale)
         return loss, output
 
     optimizer = optimizer_from(first + 1, folder.state['optimizer'] if folder.state else None)
-    folder.create()
+    if not devices.rank():
+        folder.create()
     constants = vars(opt) | provenance(where) | {'cuda': where.type == 'cuda', 'num_classes': num_classes,
                                                  'n_parameters': utils.n_parameters(params)}
     engine, clock = Engine(), TimeMeter(unit=False)
@@ -254,7 +247,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         epoch = train_loader.epoch = state['epoch'] + 1
         if epoch in opt.epoch_step:
             state['optimizer'] = optimizer_from(epoch)
-        meters = Meters()
+        meters = Meters(topk)
         bar = Progress(train_loader, f'epoch {epoch}/{opt.epochs}')
         clock.reset()
 
@@ -264,15 +257,21 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
 
     def on_end_epoch(state: dict[str, Any]) -> None:
         epoch = state['epoch']
-        result = {f'train_{k}' if k in ('loss', 'acc') else k: v for k, v in meters.read().items()}
+        result = {k if k.endswith('_losses') else f'train_{k}': v for k, v in meters.read().items()}
         train_time = clock.value()
         bar.close()
+        devices.same_statistics(params)
         clock.reset()
-        result |= {f'test_{k}': v for k, v in evaluate(h_test, test_loader).items()}
+        result |= {f'test_{k}': v for k, v in evaluate(h_test, test_loader, topk).items()}
         result |= {'epoch': epoch, 'train_time': train_time, 'test_time': clock.value(),
-                   'images_per_second': train_loader.n_images / train_time,
+                   'images_per_second': meters.n_images / train_time,
                    'peak_memory': peak_memory(where),
-                   'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch)}
+                   'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch),
+                   'ranks': devices.ranks()}
+        if train_loader.damaged or test_loader.damaged:
+            result |= {'damaged_images': [train_loader.damaged, test_loader.damaged]}
+        if devices.rank():
+            return
         folder.save({'at_losses': []} | constants | result,
                     {'params': {name: t.detach() for name, t in params.items()},
                      'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
@@ -315,8 +314,9 @@ class Progress:
     """A bar with loss and images/s on a terminal. The loss comes from a copy that nobody waited for."""
 
     def __init__(self, loader: Loader, name: str):
-        self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False, disable=None)
-        self.pinned = torch.zeros((), pin_memory=loader.split.images.is_cuda)
+        self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False,
+                        disable=True if devices.rank() else None)
+        self.pinned = torch.zeros((), pin_memory=loader.device.type == 'cuda')
         self.copied, self.shown = False, time.monotonic()
 
     def add(self, loss: Tensor, n: int) -> None:

@@ -412,7 +412,7 @@ MISTAKES = {
     'half on a CPU': ([*NEW, '--dtype', 'half'], '--dtype half'),
     'gpu without CUDA': ([*NEW, '--gpu_id', '7', '--device', 'cuda'], 'CUDA'),
     'two GPUs': ([*NEW, '--gpu_id', '0,1'], '--gpu_id'),
-    'ngpu 2': ([*NEW, '--ngpu', '2'], '--ngpu'),
+    'ngpu 2': ([*NEW, '--ngpu', '2', '--gpu_id', '1'], '--gpu_id names 1 devices'),
     'no such teacher': ([*NEW, '--teacher_id', 'nobody', *AT], 'logs/nobody'),
     'teacher is an empty folder': ([*NEW, '--teacher_id', 'no_data', *AT], 'log.txt'),
     'teacher without a log': ([*NEW, '--teacher_id', 'nolog', *AT], 'log.txt'),

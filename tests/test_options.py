@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import cifar
+import devices
 import options
-import training
 from utils import InputError
 
 RUN = ['--save', 'run']
@@ -118,7 +118,7 @@ def test_published_defaults():
     assert {name: opt[name] for name in PUBLISHED} == PUBLISHED
     # what is new changes nothing as long as it is not given
     new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
-           'map_p': 2, 'at_groups': None}
+           'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': ''}
     assert opt == PUBLISHED | new
 
 
@@ -161,8 +161,8 @@ def test_help_names_every_option(capsys):
 @pytest.mark.parametrize(('arguments', 'words'), [
     ([], '--save'),
     (['--resume', 'auto'], '--save'),
-    (['--evaluate'], '--resume'),
-    (['--evaluate', '--resume', 'auto'], '--resume'),
+    (['--evaluate'], '--student_params'),
+    (['--evaluate', '--resume', 'auto'], '--student_params'),
     (['--evaluate', '--save', 'run', '--teacher_id', 'x'], '--teacher_id'),
     (['--evaluate', '--save', 'run', '--beta', '1'], '--beta'),
     (['--evaluate', '--resume', 'x', '--teacher_id', 'x', '--alpha', '0.9'], '--alpha'),
@@ -178,7 +178,7 @@ def test_help_names_every_option(capsys):
     ([*STUDENT, '--beta', '1', '--at_groups', '[]'], '--at_groups'),
     ([*STUDENT, '--beta', '1', '--at_groups', '[1,3]'], '0 to 2'),
     ([*RUN, '--randomcrop_pad', '32'], '--randomcrop_pad'),
-    ([*RUN, '--ngpu', '2'], '--ngpu 2'),
+    ([*RUN, '--ngpu', '2', '--gpu_id', '1'], 'gpu_id'), ([*RUN, '--ngpu', '3', '--batch_size', '2'], '--batch_size 2'),
     ([*RUN, '--gpu_id', '0,1'], '--gpu_id'),
     ([*RUN, '--epoch_step', '[0,60]'], '--epoch_step'),
     ([*RUN, '--width', '1e9'], '--width'),
@@ -218,17 +218,17 @@ def test_a_seed_that_is_accepted_works(capsys, seed):
 
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert training.device(cifar.parse(RUN)) == torch.device('cpu')
+    assert devices.device(cifar.parse(RUN)) == torch.device('cpu')
     for arguments, words in (['--cuda'], 'no CUDA device'), (['--dtype', 'half'], 'half'):
         with pytest.raises(InputError, match=words):
-            training.device(cifar.parse([*RUN, *arguments]))
+            devices.device(cifar.parse([*RUN, *arguments]))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda _: None)
-    assert training.device(cifar.parse([*RUN, '--gpu_id', '1'])) == torch.device('cuda', 1)
-    assert training.device(cifar.parse([*RUN, '--device', 'cpu'])) == torch.device('cpu')
+    assert devices.device(cifar.parse([*RUN, '--gpu_id', '1'])) == torch.device('cuda', 1)
+    assert devices.device(cifar.parse([*RUN, '--device', 'cpu'])) == torch.device('cpu')
     with pytest.raises(InputError, match='there are 2 CUDA devices'):
-        training.device(cifar.parse([*RUN, '--gpu_id', '2']))
+        devices.device(cifar.parse([*RUN, '--gpu_id', '2']))
 
 
 # --- schedules -------------------------------------------------------------------------------------------

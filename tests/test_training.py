@@ -14,12 +14,13 @@ from conftest import THREADS
 import checkpoint
 import cifar
 import data
+import devices
 import resnet
 import shapes
 import training
 import utils
 from checkpoint import Folder
-from training import Output
+from method import Output, evaluation, method
 from utils import InputError
 
 CPU = torch.device('cpu')
@@ -189,7 +190,7 @@ class Regression:
                 buffers = None if fresh else buffers
             loader, total = self.loader(), 0.0
             loader.epoch = epoch
-            for x, labels, _ in loader:
+            for x, labels, *_ in loader:
                 x, n = x.double().numpy().reshape(len(labels), -1), len(labels)
                 y = x @ p['w'].T + p['b']
                 q = np.exp(y - y.max(1, keepdims=True))
@@ -245,7 +246,7 @@ def test_going_on_takes_learning_rate_and_weight_decay_from_the_options(tmp_path
     buffers = [state['optimizer']['state'][i]['momentum_buffer'].numpy().copy() for i in (0, 1)]
     loader = run.loader()
     loader.epoch = 2
-    for x, labels, _ in loader:
+    for x, labels, *_ in loader:
         w, b = (torch.from_numpy(p[k]).requires_grad_() for k in 'wb')
         y = x.double().flatten(1) @ w.t() + b
         gradients = torch.autograd.grad(F.cross_entropy(y, labels), (w, b))
@@ -455,7 +456,7 @@ def test_logged_losses_by_hand(tmp_path, monkeypatch, small):
     train_set, test_set = data.load('shapes', '', CPU)
     at, losses, right, sizes = [], [], 0, []
     with torch.no_grad():
-        for x, labels, _ in data.Loader(train_set, 32, seed=5, pad=4):
+        for x, labels, *_ in data.Loader(train_set, 32, seed=5, pad=4):
             y, g_s = f_s(x, student, True)
             _, g_t = f_t(x, teacher, False)
             at.append([at_by_hand(a, b) for a, b in zip(g_s, g_t, strict=True)])
@@ -528,21 +529,21 @@ def test_device(monkeypatch):
         return cifar.parse(['--save', 'unused', *arguments])
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert training.device(parse()) == training.device(parse('--device', 'cpu')) == CPU
+    assert devices.device(parse()) == devices.device(parse('--device', 'cpu')) == CPU
     for arguments, words in [(['--cuda'], 'no CUDA device'), (['--device', 'cuda', '--gpu_id', '7'], 'CUDA'),
                              (['--dtype', 'half'], '--dtype half')]:
         with pytest.raises(InputError, match=words):
-            training.device(parse(*arguments))
+            devices.device(parse(*arguments))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda index: None)
-    assert training.device(parse('--device', 'cpu')) == CPU
-    assert training.device(parse()) == torch.device('cuda', 0)
-    assert training.device(parse('--gpu_id', '1', '--dtype', 'half')) == torch.device('cuda', 1)
+    assert devices.device(parse('--device', 'cpu')) == CPU
+    assert devices.device(parse()) == torch.device('cuda', 0)
+    assert devices.device(parse('--gpu_id', '1', '--dtype', 'half')) == torch.device('cuda', 1)
     with pytest.raises(InputError, match='--gpu_id 7'):
-        training.device(parse('--gpu_id', '7'))
+        devices.device(parse('--gpu_id', '7'))
     with pytest.raises(InputError, match='--dtype half'):
-        training.device(parse('--device', 'cpu', '--dtype', 'half'))
+        devices.device(parse('--device', 'cpu', '--dtype', 'half'))
 
 
 def test_no_gpu_is_named(monkeypatch):
@@ -550,12 +551,12 @@ def test_no_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda index: None)
     with pytest.raises((InputError, SystemExit)):
-        training.device(cifar.parse(['--save', 'unused', '--gpu_id', '[]']))
+        devices.device(cifar.parse(['--save', 'unused', '--gpu_id', '[]']))
 
 
 def test_to_device_keeps_names_and_values():
     params = {'conv': torch.randn(4, 3, 3, 3), 'fc': torch.randn(2, 4), 'n': torch.tensor(1)}
-    moved = training.to_device(params, CPU)
+    moved = devices.to_device(params, CPU)
     assert list(moved) == list(params) and all(torch.equal(moved[k], t) for k, t in params.items())
     assert moved['conv'].is_contiguous(memory_format=torch.channels_last)
 
@@ -622,24 +623,24 @@ class Watched(data.Loader):
                     torch.cuda.set_sync_debug_mode('error')
                 yield sample
         finally:
-            if self.split.images.is_cuda:
+            if self.device.type == 'cuda':
                 torch.cuda.set_sync_debug_mode('default')
 
 
 @pytest.mark.parametrize(('device', 'dtype'), [
-    ('cpu', 'float'), *(pytest.param('cuda', d, marks=pytest.mark.gpu) for d in training.DTYPES)])
+    ('cpu', 'float'), *(pytest.param('cuda', d, marks=pytest.mark.gpu) for d in devices.DTYPES)])
 def test_no_step_waits_for_the_device(tmp_path, device, dtype):
     opt = cifar.parse(['--save', str(tmp_path / 'run'), '--teacher_id', 'unused', '--alpha', '0.9', '--beta',
                        '1e3', '--depth', '10', '--width', '0.5', '--batch_size', '16', '--dtype', dtype,
                        '--device', device, '--epochs', '2', '--epoch_step', '[2]', '--lr', '0.01'])
-    where = training.device(opt)
+    where = devices.device(opt)
     f_s, student = resnet.wide_resnet(10, 0.5, 10)
     f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
-    student, teacher = training.to_device(student, where), training.to_device(teacher, where)
+    student, teacher = devices.to_device(student, where), devices.to_device(teacher, where)
     utils.trainable(student)
     loader = Watched(pictures(72, 0, device=where), 16, seed=1, pad=4)
-    training.train(opt, Folder(opt), cifar.method(opt, f_s, student, f_t, teacher),
-                   training.evaluation(f_s, student, dtype), student, loader,
+    training.train(opt, Folder(opt), method(opt, f_s, student, f_t, teacher),
+                   evaluation(f_s, student, dtype), student, loader,
                    data.Loader(pictures(20, 1, device=where), 16), 10)
     log = log_of(tmp_path / 'run')
     assert [e['epoch'] for e in log] == [1, 2]

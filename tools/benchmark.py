@@ -33,11 +33,13 @@ from torchvision import transforms
 
 import cifar
 import data
+import devices
 import options
 import resnet
 import training
 import utils
 from data import Sample
+from method import method
 from utils import InputError, Network, Params
 
 TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
@@ -88,7 +90,7 @@ def main() -> None:
 
 
 def benchmark_cifar(opt: argparse.Namespace) -> dict[str, Any]:
-    device = training.device(real_options(opt, 'student'))
+    device = devices.device(real_options(opt, 'student'))
     memory = {}
     for side in () if opt.no_memory else SIDES:
         print(f'peak memory of {side}', file=sys.stderr, flush=True)
@@ -177,9 +179,9 @@ def our_training(opt: argparse.Namespace, case: str, device: torch.device) -> Co
     """The step of cifar.py, with the optimizer and meters of training.train, read at the end of a block."""
     real = real_options(opt, case)
     f_s, student, f_t, teacher = networks(case, data.CLASSES[opt.dataset])
-    student, teacher = training.to_device(student, device), training.to_device(teacher, device)
+    student, teacher = devices.to_device(student, device), devices.to_device(teacher, device)
     utils.trainable(student)
-    h = cifar.method(real, f_s, student, f_t, teacher)
+    h = method(real, f_s, student, f_t, teacher)
     optimizer = training.sgd(real, student, real.lr)
 
     def consume(batches: Iterable[Sample]) -> int:
@@ -282,7 +284,7 @@ def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
     The baseline's workers are not part of its figure; 'baseline_worker' is the largest of them by itself,
     resident with the pages that it shares with the main process.
     """
-    device = training.device(real_options(opt, 'at'))
+    device = devices.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': MEMORY_STEPS})
     contender(opt, 'at', side, load(opt, device), device)()
     result = {side: training.peak_memory(device)}

@@ -1,0 +1,189 @@
+"""Devices and ranks: where a run computes, and in how many processes.
+
+    with devices.start(opt) as device:
+        f, params = devices.parallel(f, params)     # gradients are then the mean over ranks
+
+`--ngpu N` starts the script N times on this machine, a rank for each device; `torchrun` starts ranks on
+several machines. Each rank computes its part of every batch; DistributedDataParallel averages the gradients.
+"""
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import utils
+from utils import InputError, Network, Params
+
+DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
+
+
+def device(opt: argparse.Namespace) -> torch.device:
+    """The device that the options ask for: of --gpu_id, that of this rank."""
+    local = int(os.environ.get('LOCAL_RANK', 0))
+    if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
+        if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
+            raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
+        if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
+            print('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster',
+                  file=sys.stderr)
+        return torch.device('cpu')
+    if not torch.cuda.is_available():
+        raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
+    index = opt.gpu_id[local] if local < len(opt.gpu_id) else local
+    if index >= torch.cuda.device_count():
+        raise InputError(f'--gpu_id {index}: there are {torch.cuda.device_count()} CUDA devices, from 0')
+    torch.cuda.set_device(index)
+    torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
+    return torch.device('cuda', index)
+
+
+def to_device(params: Params, device: torch.device) -> Params:
+    """Tensors on the device, convolutions with channels last, which both kinds of device compute faster."""
+    return {name: t.to(device, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)
+            for name, t in params.items()}
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """The arithmetic of --dtype for whatever runs inside."""
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
+
+
+# --- ranks -----------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """Number of this rank, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launch(opt: argparse.Namespace) -> None:
+    """Start --ngpu ranks of this script, wait for them and end with their status; return if there is one.
+
+    Rank 0 writes to the terminal. Of another rank the last line is shown, if it is the first to fail.
+    """
+    if opt.ngpu == 1 or 'RANK' in os.environ:
+        return
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(opt.ngpu),
+              'LOCAL_WORLD_SIZE': str(opt.ngpu)}
+    if 'OMP_NUM_THREADS' not in os.environ:  # ranks on one CPU share its cores
+        shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.ngpu, 1))
+    with tempfile.TemporaryFile('w+') as others:
+        started = []
+        for i in range(opt.ngpu):
+            own = {'stdout': subprocess.DEVNULL, 'stderr': others} if i else {}
+            environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
+            started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
+        status = _wait(started)
+        if status and not started[0].returncode:
+            others.seek(0)
+            print(*others.read().splitlines()[-1:], file=sys.stderr)
+    sys.exit(status)
+
+
+def _wait(started: list[subprocess.Popen]) -> int:
+    """Until all have ended; the first that fails, or an interrupt, ends the others."""
+    try:
+        while any(p.poll() is None for p in started):
+            if any(p.returncode for p in started):
+                time.sleep(1)  # what ails one often ails rank 0 too, which then says it
+                break
+            time.sleep(0.05)
+    finally:
+        status = next((abs(p.returncode) for p in started if p.poll()), 0)
+        for p in started:
+            if p.poll() is None:
+                p.send_signal(signal.SIGTERM)
+        for p in started:
+            try:
+                p.wait(20)
+            except subprocess.TimeoutExpired:  # it waits for a rank that is gone
+                p.kill()
+    return status
+
+
+@contextlib.contextmanager
+def start(opt: argparse.Namespace) -> Iterator[torch.device]:
+    """The device; of several ranks this process is one, or the one that starts them and waits."""
+    launch(opt)
+    where = device(opt)
+    if 'RANK' not in os.environ:
+        yield where
+        return
+    dist.init_process_group('nccl' if where.type == 'cuda' else 'gloo')
+    try:
+        yield where
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def first_rank_first() -> Iterator[None]:
+    """What rank 0 has done inside, as a download, the others find done."""
+    if rank():
+        dist.barrier()
+    yield
+    if ranks() > 1 and not rank():
+        dist.barrier()
+
+
+class _Module(nn.Module):
+    """A functional network as DistributedDataParallel wants it."""
+
+    def __init__(self, f: Network, params: Params):
+        super().__init__()
+        self.f, self.params = f, params
+        for name, t in params.items():
+            if isinstance(t, nn.Parameter):
+                self.register_parameter(name.replace('.', '/'), t)
+
+    def forward(self, x: Tensor, mode: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.f(x, self.params, mode)
+
+
+def parallel(f: Network, params: Params) -> tuple[Network, Params]:
+    """f and params such that backward() leaves in every rank the mean of all ranks' gradients.
+
+    BN takes the statistics of a rank's own images; those of rank 0 are kept (`same_statistics`).
+    """
+    if ranks() == 1:
+        return f, params
+    params = {name: nn.Parameter(t.detach()) if t.requires_grad else t for name, t in params.items()}
+    module = DistributedDataParallel(_Module(f, params), broadcast_buffers=False)
+
+    def parallel_f(x: Tensor, params: Params, mode: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return module(x, mode) if torch.is_grad_enabled() else f(x, params, mode)
+
+    return parallel_f, params
+
+
+def same_statistics(params: Params) -> None:
+    """Give every rank the running statistics of rank 0."""
+    if ranks() > 1:
+        for name, t in params.items():
+            if utils.is_statistic(name):
+                dist.broadcast(t, 0)
+
+
+def summed(t: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if ranks() > 1:
+        dist.all_reduce(t)
+    return t

@@ -1,0 +1,137 @@
+"""ImageNet teachers and students, and fine-tuning on CUB, Scenes or any folder of images.
+
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --teacher_params resnet-34-export.hkl --beta 1e+3
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --evaluate --student_params resnet-18-at-export.pth
+    python imagenet.py --dataset cub --dataroot ~/CUB_200_2011 --finetune torchvision:resnet18
+"""
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import images
+import torch
+
+import checkpoint
+import devices
+import options
+import resnet
+import training
+import utils
+from method import evaluation, method
+from utils import InputError, Params
+
+TOPK = (1, 5)
+# The paper does not give its schedule of fine-tuning (Section 4.2.2): these take the place of the defaults.
+FINETUNING = {'epochs': 60, 'batch_size': 64, 'lr': 0.01, 'epoch_step': [40]}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = options.Parser('Train a ResNet on ImageNet, alone or with a teacher, or fine-tune one.')
+    group = parser.add_argument_group('model')
+    group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18)
+    group.add_argument('--width', type=options.positive, default=1.0, help='times 64, 128, 256, 512 channels')
+    group.add_argument('--teacher_params', default='', metavar='FILE',
+                       help="the teacher: a file of weights, a run's folder, or torchvision:resnet34")
+    group.add_argument('--finetune', default='', metavar='FILE',
+                       help='weights to begin with, in place of random ones: their head is replaced, BN stays')
+    group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
+                       help='with --finetune: the first groups and the layers before stay as they are')
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', choices=images.DATASETS, default='imagenet')
+    group.add_argument('--imagenetpath', '--dataroot', default='', metavar='FOLDER',
+                       help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
+    group.add_argument('--skip_damaged', action='store_true',
+                       help='take another image for a damaged one, and count it, rather than stop')
+    options.add_method(parser, at_groups=[2, 3])
+    options.add_training(parser, batch_size=256, epochs=100, epoch_step='[30,60,90]', lr_decay_ratio=0.1,
+                         weight_decay=1e-4)
+    options.add_device(parser)
+    opt = parser.parse_args(arguments)
+    if opt.finetune:
+        parser.set_defaults(**FINETUNING)
+        opt = parser.parse_args(arguments)
+    if not opt.imagenetpath:
+        parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
+    opt.imagenetpath = str(Path(opt.imagenetpath).expanduser())
+    if not opt.evaluate and not opt.save:
+        losses = ''.join(f'_{name}' for name, weight in (('at', opt.beta), ('kd', opt.alpha)) if weight)
+        opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
+    options.check(parser, opt, teacher='teacher_params', n_groups=4)
+    if opt.evaluate and opt.finetune:
+        parser.error('--evaluate learns nothing: leave out --finetune')
+    if opt.dataset in ('cub', 'scenes') and not opt.finetune and not opt.evaluate:
+        parser.error(f'--dataset {opt.dataset} is for fine-tuning: add --finetune torchvision:resnet18, '
+                     'a run or a file of weights')
+    if opt.freeze != parser.get_default('freeze') and not opt.finetune:
+        parser.error('--freeze has no effect without --finetune')
+    if opt.freeze > 4:
+        parser.error(f'--freeze {opt.freeze}: a network has 4 groups')
+    if opt.width > 100:
+        parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1')
+    return opt
+
+
+def main() -> None:
+    opt = parse(sys.argv[1:])
+    with devices.start(opt) as device:
+        train_set, test_set = images.load(opt.dataset, opt.imagenetpath)
+        num_classes = len(test_set.classes)
+        if opt.evaluate:
+            path = options.evaluated(opt)
+            f, params = training.load(path, opt.dataset, num_classes, device)
+            result = training.evaluate(evaluation(f, params, opt.dtype), loader(opt, test_set, device), TOPK)
+            if not devices.rank():
+                print(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
+                      f'top-5 error {100 - result["acc5"]:.2f}')
+            return
+
+        torch.manual_seed(opt.seed)
+        f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
+        f_t, teacher = None, {}
+        if opt.teacher_params:
+            f_t, teacher = training.load_teacher(opt.teacher_params, opt.dataset, num_classes, device)
+        folder = checkpoint.Folder(opt)
+        if opt.finetune and not folder.state:
+            student = pretrained(opt.finetune, student)
+        student = training.resumed(folder, student, device)
+        fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
+        utils.trainable({name: t for name, t in student.items() if name not in fixed})
+        f_s, student = devices.parallel(f_s, student)
+
+        h = method(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
+        h_test = evaluation(f_s, student, opt.dtype)
+        crop = 'random' if opt.finetune else 'resized'
+        training.train(opt, folder, h, h_test, student, loader(opt, train_set, device, crop, opt.seed),
+                       loader(opt, test_set, device), num_classes, TOPK)
+
+
+def loader(opt: argparse.Namespace, split: images.Split, device: torch.device, crop: str = 'center',
+           seed: int | None = None) -> images.Loader:
+    """The batches of this rank."""
+    return images.Loader(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(),
+                         devices.ranks(), opt.skip_damaged)
+
+
+def pretrained(path: str, fresh: Params) -> Params:
+    """Tensors of a trained network with the head of a fresh one, which must be all that differs."""
+    _, params = resnet.load(path)
+    if not devices.rank():
+        print(f'{path}: {resnet.describe(params)}')
+    head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
+    body = {name: t for name, t in params.items() if name not in head}
+    if fresh.keys() - body.keys() != head.keys() or body.keys() - fresh.keys() or any(
+            t.shape != fresh[name].shape for name, t in body.items()):
+        raise InputError(f'--finetune {path} holds a {resnet.describe(params)}: it must be a ResNet with BN, '
+                         'of the --depth and --width given')
+    return body | head
+
+
+def is_fixed(name: str, freeze: int) -> bool:
+    """Whether fine-tuning leaves a tensor as it was: BN, the first `freeze` groups and what lies before."""
+    below = [f'group{g}.' for g in range(freeze)] + ['conv0'] * bool(freeze)
+    return bool(re.search(r'\bbn', name)) or name.startswith(tuple(below))
+
+
+if __name__ == '__main__':
+    training.script(main)
