@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -166,7 +167,9 @@ def parallel(f: Network, params: Params) -> tuple[Network, Params]:
     if ranks() == 1:
         return f, params
     params = {name: nn.Parameter(t.detach()) if t.requires_grad else t for name, t in params.items()}
-    module = DistributedDataParallel(_Module(f, params), broadcast_buffers=False)
+    module = DistributedDataParallel(_Module(f, params))
+    # Of 1x1 convolutions, whose two layouts are one and the same in memory.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
 
     def parallel_f(x: Tensor, params: Params, mode: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         return module(x, mode) if torch.is_grad_enabled() else f(x, params, mode)

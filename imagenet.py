@@ -9,11 +9,11 @@ import re
 import sys
 from pathlib import Path
 
-import images
 import torch
 
 import checkpoint
 import devices
+import images
 import options
 import resnet
 import training
@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group.add_argument('--teacher_params', default='', metavar='FILE',
                        help="the teacher: a file of weights, a run's folder, or torchvision:resnet34")
     group.add_argument('--finetune', default='', metavar='FILE',
-                       help='weights to begin with, in place of random ones: their head is replaced, BN stays')
+                       help='weights to begin with: the head is replaced, BN stays as it is')
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: the first groups and the layers before stay as they are')
     group = parser.add_argument_group('data')

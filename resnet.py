@@ -6,7 +6,8 @@
     logits, groups = f(torch.randn(2, 3, 224, 224), params, mode=False)
 
 A network is a function and a flat dictionary of tensors. The names are an interface: checkpoints, exports and
-logs of the published code carry the same ones. `fold` brings a network into the exported form, without BN: the same maps and logits for less work.
+logs of the published code carry the same ones. `fold` brings a network into the exported form, without BN:
+the same maps and logits for less work.
 """
 import re
 from collections.abc import Iterable, Sequence
@@ -264,8 +265,9 @@ def _affine_resnet(blocks: Sequence[int], width: float, num_classes: int) -> Par
 # --- weights from files ----------------------------------------------------------------------------------
 
 
-FAMILIES = {'bn.': 'wide ResNet', 'bn0.': 'ResNet', 'conv0.': 'folded ResNet',
-            'affine0.': 'pre-activation ResNet', 'affine_last.': 'folded wide ResNet'}  # by what only they have
+FAMILIES = {  # how names begin that no network before it in this list has
+    'bn.': 'wide ResNet', 'bn0.': 'ResNet', 'conv0.': 'folded ResNet', 'affine0.': 'pre-activation ResNet',
+    'affine_last.': 'folded wide ResNet'}
 
 
 class Found(NamedTuple):
@@ -323,11 +325,11 @@ def from_torchvision(params: Params) -> Params:
 
 
 def _find(params: Params, source: str) -> Found:
-    for prefix, family in FAMILIES.items():
-        if any(name.startswith(prefix) for name in params):
-            break
-    else:
+    families = [family for prefix, family in FAMILIES.items()
+                if any(name.startswith(prefix) for name in params)]
+    if not families:
         raise InputError(f'{source} holds no network of this project: its tensors are {_some(list(params))}')
+    family = families[0]
     wide = 'wide' in family
 
     def output(name: str) -> int:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import images
 import torch
 from torch import Tensor
 from torchnet.engine import Engine
@@ -26,6 +25,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import devices
+import images
 import options
 import resnet
 import utils

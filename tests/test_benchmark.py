@@ -61,7 +61,7 @@ def test_both_sides_train_by_the_same_loss(case, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(benchmark, 'networks', remember)
-    monkeypatch.setattr(benchmark.training, 'to_device', lambda params, device: params)  # no copies
+    monkeypatch.setattr(benchmark.devices, 'to_device', lambda params, device: params)  # no copies
     for side in (benchmark.our_training, benchmark.plain_training):
         assert side(opt, case, torch.device('cpu'))([sample]) == 4
     (_, ours, *_), (_, plain, *_) = made

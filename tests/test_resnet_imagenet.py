@@ -65,7 +65,7 @@ def test_equal_to_torchvision_folded_or_not(theirs, size):
     assert not any('bn' in name for name in folded)
     f, folded = resnet.network(folded)
     torch.testing.assert_close(f(x, folded, False)[0], expected[0], rtol=0, atol=1e-5)
-    # Somewhere among 10^5 elements float32 is off by 1.5e-5 of the largest, in torchvision's own groups as well.
+    # Somewhere among 10^5 elements float32 is off by 1.5e-5 of the largest, in torchvision's own groups too.
     same(f(x, folded, False), expected, 3e-5)
     exact = outputs(copy.deepcopy(model).double(), x.double())
     same(f(x.double(), double(folded), False), exact, 2e-6)

@@ -1,0 +1,141 @@
+"""Ranks: several gloo processes on a CPU train and evaluate as one process does."""
+import functools
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_cifar import N_TEST, N_TRAIN, SMALL, log_of, small  # noqa: F401
+
+import checkpoint
+import cifar
+import data
+import devices
+import resnet
+import shapes
+from method import method
+
+
+def rank_of(n, rank, port, fixed_bn, arguments, folder):
+    """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
+                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
+    cifar.method = functools.partial(method, fixed_bn=fixed_bn)
+    sys.argv = ['cifar.py', *map(str, arguments)]
+    cifar.main()
+
+
+def run(n, *arguments, folder, fixed_bn=False):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context('fork')  # for all of them torch is imported already
+    started = [context.Process(target=rank_of, args=(n, rank, port, fixed_bn, arguments, folder))
+               for rank in range(n)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def test_ranks_train_as_one_process(tmp_path):
+    """192 images in batches of 55: 55, 55, 55 and 27; 12 steps. Evaluation of 100: not divisible by 3 either."""
+    _, teacher = resnet.wide_resnet(10, 0.25, 10)
+    torch.save(teacher, tmp_path / 'teacher.pth')
+    runs = {}
+    for n in (1, 2, 3, 4):
+        run(n, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
+            '--beta', '1e3', '--alpha', '0.5', '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
+        assert sorted(os.listdir(tmp_path / str(n))) == ['log.txt', 'model.pt7']
+        runs[n] = log_of(tmp_path / str(n)), checkpoint.read(tmp_path / str(n) / 'model.pt7')['params']
+    one_log, one = runs[1]
+    assert one_log[-1]['train_loss'] < 0.98 * one_log[0]['train_loss']  # something was learned
+    for n in (2, 3, 4):
+        log, params = runs[n]
+        for name, t in params.items():
+            torch.testing.assert_close(t, one[name], rtol=1e-5, atol=1e-5)
+        for a, b in zip(log, one_log, strict=True):
+            assert (a['ranks'], b['ranks']) == (n, 1)
+            for key in ('train_loss', 'test_loss'):
+                assert a[key] == pytest.approx(b[key], rel=1e-5)
+            assert [m for m, _ in a['at_losses']] == pytest.approx([m for m, _ in b['at_losses']], rel=1e-4)
+            assert (a['train_acc'], a['test_acc']) == (b['train_acc'], b['test_acc'])
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
+    """BN as usual: the saved statistics, of rank 0, are what all ranks evaluate by."""
+    command = [*SMALL, '--save', 'run', '--resume', 'auto']
+    run(2, *command, '--epochs', 2, '--ngpu', 2, folder=tmp_path)
+    run(1, *command, '--epochs', 3, folder=tmp_path)
+    log = log_of(tmp_path / 'run')
+    assert [(e['epoch'], e['ranks'], e['ngpu']) for e in log] == [(1, 2, 2), (2, 2, 2), (3, 1, 1)]
+    capfd.readouterr()
+    outputs = []
+    for n in (1, 2, 3):
+        run(n, *SMALL, '--evaluate', '--student_params', 'run', '--ngpu', n, folder=tmp_path)
+        outputs.append(capfd.readouterr().out)
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert f'test loss {log[2]["test_loss"]:.4f} accuracy {log[2]["test_acc"]:.2f}' in outputs[0]
+
+
+def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811
+    done = run_script('cifar.py', *SMALL, '--save', '/dev/null/x', '--ngpu', 2, PYTHONPATH=small)
+    assert done.returncode == 2
+    assert '/dev/null/x' in done.stderr and done.stderr.count('error: ') == 1 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
+    command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save', 'x']
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=os.environ | {'PYTHONPATH': small, 'OMP_NUM_THREADS': '1'}) as process:
+        assert process.stdout.readline().startswith('epoch 1/')
+        children = [int(pid) for pid in subprocess.run(
+            ['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()]
+        found = {word.removeprefix('RANK='): pid for pid in children
+                 for word in Path(f'/proc/{pid}/environ').read_text().split('\0') if word.startswith('RANK=')}
+        assert found.keys() == {'0', '1'}
+        start = time.monotonic()
+        os.kill(found['1'], signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode != 0 and time.monotonic() - start < 60
+        for pid in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+# --- shares ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('n', 'batch_size', 'ranks'), [
+    (10, 4, 1), (10, 4, 3), (9, 4, 3), (100, 7, 4), (3, 100, 3), (8, 8, 8), (5, 2, 2)])
+def test_parts_of_all_ranks_are_the_whole(n, batch_size, ranks):
+    found = [data.parts(n, batch_size, rank, ranks) for rank in range(ranks)]
+    seen = []
+    for batch in zip(*found, strict=True):
+        sizes = [part.stop - part.start for part, _ in batch]
+        assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+        assert sum(share for _, share in batch) == pytest.approx(ranks)
+        for (_, share), size in zip(batch, sizes, strict=True):
+            assert share / ranks == pytest.approx(size / sum(sizes))
+        seen += [i for part, _ in batch for i in range(part.start, part.stop)]
+    assert seen == list(range(n))
+
+
+def test_one_rank_gets_whole_batches():
+    assert data.parts(10, 4, 0, 1) == [(slice(0, 4), 1), (slice(4, 8), 1), (slice(8, 10), 1)]
+
+
+def test_without_ranks():
+    assert (devices.rank(), devices.ranks()) == (0, 1)
+    t = torch.ones(2)
+    assert devices.summed(t) is t

@@ -1,0 +1,162 @@
+"""A trained network in the exported form, without BN, as a file for other programs.
+
+    python -m tools.export logs/resnet_16_1 wrn-16-1.onnx
+    python -m tools.export torchvision:resnet34 resnet-34-export.hkl
+
+The ending says the format: .pth, .hkl and .safetensors hold tensors by name, which `resnet.load` takes as well;
+.onnx holds the network, from `image` (N, 3, H, W) to `logits` (N, classes) for any N. What was written is loaded
+again, and kept only if it gives the logits of the network that it came from.
+"""
+import argparse
+import hashlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+import options
+import resnet
+import training
+from utils import InputError, Network, Params
+
+TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
+OPSET = 17  # of ONNX: the newest that the oldest torch of requirements.txt writes
+PACKAGES = {'.pth': 'torch', '.hkl': 'hickle', '.safetensors': 'safetensors', '.onnx': 'onnx onnxruntime'}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = options.Parser('Write a trained network, BN folded into its convolutions, for other programs.')
+    parser.add_argument('source', metavar='RUN', help='folder of a run, file of weights, or torchvision:resnet34')
+    parser.add_argument('out', type=_out, metavar='OUT', help=f'file to write: {", ".join(PACKAGES)}')
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    opt = parse(sys.argv[1:])
+    if opt.out.exists():
+        raise InputError(f'{opt.out} is there already: remove it, or name another file')
+    if not opt.out.parent.is_dir():
+        raise InputError(f'there is no folder {opt.out.parent} to write {opt.out.name} to: make it first')
+    f, params = resnet.load(opt.source)
+    print(f'{opt.source}: {resnet.describe(params)}')
+    try:
+        content, deviation = export(f, params, opt.out.suffix)
+    except ImportError as e:
+        raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {PACKAGES[opt.out.suffix]}') from None
+    try:
+        checkpoint.write_atomically(opt.out, content)
+    except OSError as e:
+        raise InputError(f'cannot write {opt.out}: {e.strerror}') from None
+    print(f'{opt.out}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}, '
+          f'largest deviation of its logits {deviation:.1e}')
+
+
+def _out(name: str) -> Path:
+    if Path(name).suffix not in PACKAGES:
+        raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(PACKAGES)}')
+    return Path(name)
+
+
+def export(f: Network, params: Params, suffix: str) -> tuple[bytes, float]:
+    """Content of a file with the exported form of a network, and how far its logits are from the network's.
+
+    InputError if that is more than TOLERANCE; ImportError without the packages of the format.
+    """
+    folded = resnet.fold(params)
+    images = _images(params)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f'export{suffix}')
+        write, load = FORMATS[suffix]
+        write(folded, path, images[0])
+        loaded = load(path)
+        deviation = max(_deviation(loaded(x), f(x, params, False)[0]) for x in images)
+        if not deviation <= TOLERANCE:  # nor if it is no number
+            raise InputError(f'nothing is written: loaded again, its logits are {deviation:.1e} from those of the '
+                             f'network, more than {TOLERANCE:g}')
+        return path.read_bytes(), deviation
+
+
+def _images(params: Params) -> list[Tensor]:
+    """Noise in two sizes of batches, which shows an ONNX file whether it takes any."""
+    conv0 = params.get('conv0', params.get('conv0.weight'))
+    size = 224 if conv0.shape[-1] == 7 else 32  # of ImageNet and CIFAR
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]
+
+
+def _deviation(logits: Tensor, expected: Tensor) -> float:
+    if logits.shape != expected.shape:
+        return float('inf')
+    return ((logits - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+# --- formats ---------------------------------------------------------------------------------------------
+
+Load = Callable[[Path], Callable[[Tensor], Tensor]]  # of a file, a function from images to logits
+
+
+def _write_pth(params: Params, path: Path, image: Tensor) -> None:
+    torch.save(params, path)
+
+
+def _write_hkl(params: Params, path: Path, image: Tensor) -> None:
+    import hickle
+    hickle.dump({name: t.numpy() for name, t in params.items()}, str(path), mode='w')
+
+
+def _write_safetensors(params: Params, path: Path, image: Tensor) -> None:
+    from safetensors.torch import save_file
+    save_file(params, path, metadata={'format': 'pt'})  # which readers ask for
+
+
+def _write_onnx(params: Params, path: Path, image: Tensor) -> None:
+    import onnx  # noqa: F401 - torch needs it, and says so less clearly
+    network = Exported(params).eval()
+    with warnings.catch_warnings(action='ignore'):  # of TorchScript's age; its follower needs more packages
+        torch.onnx.export(
+            network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,
+            dynamic_axes={'image': {0: 'batch'}, 'logits': {0: 'batch'}}, dynamo=False)
+
+
+class Exported(nn.Module):
+    """A functional network as a module whose state has the same names."""
+
+    def __init__(self, params: Params):
+        super().__init__()
+        self.function, params = resnet.network(params)
+        for name, t in params.items():
+            *path, leaf = name.split('.')
+            module = self
+            for part in path:
+                if not hasattr(module, part):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_buffer(leaf, t)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.function(image, dict(self.named_buffers()), False)[0]
+
+
+def _load_tensors(path: Path) -> Callable[[Tensor], Tensor]:
+    f, params = resnet.load(path)
+    return lambda x: f(x, params, False)[0]
+
+
+def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return lambda x: torch.from_numpy(session.run(['logits'], {'image': x.numpy()})[0])
+
+
+FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor], None], Load]] = {
+    '.pth': (_write_pth, _load_tensors), '.hkl': (_write_hkl, _load_tensors),
+    '.safetensors': (_write_safetensors, _load_tensors), '.onnx': (_write_onnx, _load_onnx)}
+
+
+if __name__ == '__main__':
+    training.script(main)
