@@ -162,7 +162,8 @@ class Folder:
                 continue
             if name in ('depth', 'width', 'dataset'):
                 raise InputError(f'the run in {self.source} has {name} {before[name]}, not {value}')
-            if name not in ('save', 'resume', 'dataroot', 'device', 'gpu_id', 'nthread'):
+            if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ngpu',
+                            'nthread'):
                 print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
                       file=sys.stderr)
 

@@ -101,6 +101,9 @@ def main() -> None:
 
         h = method(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation(f_s, student, opt.dtype)
+        if not devices.rank():
+            print(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train with, '
+                  f'{len(test_set.labels)} to test')
         crop = 'random' if opt.finetune else 'resized'
         training.train(opt, folder, h, h_test, student, loader(opt, train_set, device, crop, opt.seed),
                        loader(opt, test_set, device), num_classes, TOPK)

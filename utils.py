@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.init import kaiming_normal_
 
 Params = dict[str, Tensor]
@@ -159,6 +159,28 @@ def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
     """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch, updating the statistics."""
     return F.batch_norm(x, params[base + '.running_mean'], params[base + '.running_var'],
                         params[base + '.weight'], params[base + '.bias'], training=mode)
+
+
+class Module(nn.Module):
+    """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`."""
+
+    def __init__(self, f: Network, params: Params):
+        super().__init__()
+        self.f = f
+        for name, t in params.items():
+            *path, leaf = name.split('.')
+            parent = self
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent._modules[part]
+            if is_statistic(name):
+                parent.register_buffer(leaf, t)
+            else:
+                parent.register_parameter(leaf, nn.Parameter(t))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.f(x, {**dict(self.named_parameters()), **dict(self.named_buffers())}, self.training)
 
 
 def conv1x1(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:

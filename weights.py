@@ -61,7 +61,7 @@ def _of_run(path: Path) -> Path:
 
 def _torchvision(name: str) -> Path:
     if name not in TORCHVISION:
-        raise InputError(f'torchvision:{name} is not known: give torchvision:{" or torchvision:".join(TORCHVISION)}')
+        raise InputError(f'of torchvision {" and ".join(TORCHVISION)} can be read, not {name}')
     from torchvision.models import get_model_weights
     url = get_model_weights(name).DEFAULT.url
     file = url.rsplit('/', 1)[1]
@@ -76,7 +76,7 @@ def _download(url: str, name: str, sha256: str | None = None) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), sha256)
         except Exception as e:  # OSError, HTTPException, another checksum, an address that is none
-            raise InputError(f'cannot download {url} ({e}): fetch it by other means and give the file') from None
+            raise InputError(f'cannot download {url} ({e}): fetch it otherwise and give the file') from None
     return path
 
 
@@ -137,7 +137,7 @@ def _check_claim(n_bytes: int, path: Path) -> None:
     """Weights compress little: none takes 100 times its file, unless it is small and all zeros."""
     size = path.stat().st_size
     if n_bytes > max(64 << 20, 100 * size):
-        raise InputError(f'{path} claims {n_bytes:,} bytes of tensors but has {size:,}: it is damaged, {AGAIN}')
+        raise InputError(f'{path} of {size:,} bytes claims {n_bytes:,} of tensors: it is damaged, {AGAIN}')
 
 
 # --- by kind ---------------------------------------------------------------------------------------------
@@ -145,13 +145,15 @@ def _check_claim(n_bytes: int, path: Path) -> None:
 
 def _torch(path: Path) -> Any:
     """{name: tensor} itself, or under 'params' as in checkpoints here, or under 'state_dict'."""
-    if zipfile.is_zipfile(path):
-        try:
+    try:
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                n_bytes = sum(entry.file_size for entry in archive.infolist())
-        except Exception:  # damaged bytes raise any
-            raise InputError(f'{path} is no whole file of weights: it is damaged, {AGAIN}') from None
-        _check_claim(n_bytes, path)
+                entries = archive.infolist()
+        else:  # of torch before 1.6
+            entries = []
+    except Exception:  # damaged bytes raise any
+        raise InputError(f'{path} is no whole file of weights: it is damaged, {AGAIN}') from None
+    _check_claim(sum(entry.file_size for entry in entries), path)
     state = checkpoint.read(path)
     for name in ('params', 'state_dict'):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
@@ -167,7 +169,7 @@ def _safetensors(path: Path) -> Any:
     try:
         return load(path.read_bytes())
     except Exception:  # SafetensorError, KeyError of a type of numbers, ...
-        raise InputError(f'{path} is no whole file of safetensors: it is truncated or damaged, {AGAIN}') from None
+        raise InputError(f'{path} is no whole file of safetensors: it is truncated, {AGAIN}') from None
 
 
 def _hickle(path: Path) -> Any:
@@ -190,8 +192,8 @@ def _hickle(path: Path) -> Any:
         """The bytes that reading it takes, at most; refuses what is no array, or not whole."""
         if (not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in 'fiu' or dataset.shape is None
                 or dataset.is_virtual or dataset.external):
-            raise InputError(f'{path} has no array of numbers at {key!r}: nothing else is read, since it could '
-                             'run code or open other files')
+            raise InputError(f'{path} has no array of numbers at {key!r}: nothing else is read, since it '
+                             'could run code or open other files')
         size, stored = math.prod(dataset.shape), dataset.id.get_storage_size()
         filtered = dataset.id.get_create_plist().get_nfilters() > 0
         if stored < (bool(size) if filtered else size * dataset.dtype.itemsize):

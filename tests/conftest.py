@@ -4,14 +4,22 @@ import os
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch is imported; else threads spin
 
+import contextlib
+import io
+import json
+import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
 import pytest
 import torch
+
+import training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +53,53 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip('needs the folder ../shared (recorded steps, CIFAR-10) beside the repository')
     return folder
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """What stderr says beside notes."""
+        return [line for line in self.err.splitlines() if not line.startswith('note: ')]
+
+
+def call(script, *arguments, cwd) -> Done:
+    """A script's module within this process, as at a command line: a start of Python costs seconds."""
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    name, handler = f'{script.__name__}.py', signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), \
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        warnings.simplefilter('default')  # as at a command line: a warning is a line on stderr
+        patch.setattr(warnings, 'showwarning', lambda message, *_: print(f'warning: {message}', file=err))
+        patch.chdir(cwd)
+        patch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        try:
+            training.script(script.main)
+        except SystemExit as e:
+            status = e.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    print(f'$ {name} {shlex.join(map(str, arguments))}\n{out.getvalue()}{err.getvalue()}')
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def strictly(line: str) -> dict:
+    def refuse(constant):
+        raise AssertionError(f'{constant} is no JSON')
+    return json.loads(line, parse_constant=refuse)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [strictly(line) for line in (folder / 'log.txt').read_text().splitlines()]
+
+
+def listing(folder: Path) -> dict:
+    """Everything in a folder, to see that nothing has changed."""
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+            for p in folder.rglob('*')}
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
 """The script as its users meet it: runs, teachers in every form, interruptions, mistakes."""
-import contextlib
-import io
 import json
 import math
 import os
@@ -15,19 +13,17 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import warnings
 from pathlib import Path
-from typing import NamedTuple
 
+import conftest
 import pytest
 import torch
-from conftest import ROOT, THREADS
+from conftest import ROOT, THREADS, Done, listing, log_of
 
 import checkpoint
 import cifar
 import resnet
 import shapes
-import training
 
 SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64', '--device', 'cpu']
 N_TRAIN, N_TEST = 192, 100  # in place of 10,000 and 4,000
@@ -41,37 +37,12 @@ def one_thread():
     torch.set_num_threads(THREADS)
 
 
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def errors(self) -> list[str]:
-        """What stderr says beside notes."""
-        return [line for line in self.err.splitlines() if not line.startswith('note: ')]
-
-
 def call(*arguments, cwd) -> Done:
-    """The script within this process, on a small data set: a start of Python costs seconds."""
-    status, out, err = 0, io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), \
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        warnings.simplefilter('default')  # as at a command line: a warning is a line on stderr
-        patch.setattr(warnings, 'showwarning', lambda message, *_: print(f'warning: {message}', file=err))
-        patch.chdir(cwd)
-        patch.setattr(sys, 'argv', ['cifar.py', *map(str, arguments)])
+    """The script on a small data set, within this process."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, 'N_TRAIN', N_TRAIN)
         patch.setattr(shapes, 'N_TEST', N_TEST)
-        try:
-            training.script(cifar.main)
-        except SystemExit as e:
-            status = e.code
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-    print(f'$ cifar.py {shlex.join(map(str, arguments))}\n{out.getvalue()}{err.getvalue()}')
-    return Done(status, out.getvalue(), err.getvalue())
+        return conftest.call(cifar, *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope='session')
@@ -90,21 +61,6 @@ def home(tmp_path_factory) -> Path:
     done = call(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, cwd=folder)
     assert (done.status, done.err) == (0, '')
     return folder
-
-
-def strictly(line: str) -> dict:
-    def refuse(constant):
-        raise AssertionError(f'{constant} is no JSON')
-    return json.loads(line, parse_constant=refuse)
-
-
-def log_of(folder: Path) -> list[dict]:
-    return [strictly(line) for line in (folder / 'log.txt').read_text().splitlines()]
-
-
-def listing(folder: Path) -> dict:
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
-            for p in folder.rglob('*')}
 
 
 # --- runs and their teachers -----------------------------------------------------------------------------

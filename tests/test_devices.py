@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from test_cifar import N_TEST, N_TRAIN, SMALL, log_of, small  # noqa: F401
+from conftest import ROOT, log_of
+from test_cifar import N_TEST, N_TRAIN, SMALL, small  # noqa: F401
 
 import checkpoint
 import cifar
@@ -49,7 +49,7 @@ def run(n, *arguments, folder, fixed_bn=False):
 
 
 def test_ranks_train_as_one_process(tmp_path):
-    """192 images in batches of 55: 55, 55, 55 and 27; 12 steps. Evaluation of 100: not divisible by 3 either."""
+    """192 images in batches of 55, 55, 55 and 27, 12 steps; evaluation of 100: not divisible by 3 either."""
     _, teacher = resnet.wide_resnet(10, 0.25, 10)
     torch.save(teacher, tmp_path / 'teacher.pth')
     runs = {}
@@ -91,11 +91,12 @@ def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
 def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811
     done = run_script('cifar.py', *SMALL, '--save', '/dev/null/x', '--ngpu', 2, PYTHONPATH=small)
     assert done.returncode == 2
-    assert '/dev/null/x' in done.stderr and done.stderr.count('error: ') == 1 and len(done.stderr.splitlines()) == 1
+    assert '/dev/null/x' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
-    command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save', 'x']
+    command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
+               'x']
     with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=os.environ | {'PYTHONPATH': small, 'OMP_NUM_THREADS': '1'}) as process:
         assert process.stdout.readline().startswith('epoch 1/')

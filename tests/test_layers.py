@@ -15,7 +15,7 @@ LAYERS = [
     {'options', 'data', 'resnet', 'nin'},
     {'images', 'method'},
     {'training'},
-    {'cifar', 'imagenet'},
+    {'cifar', 'imagenet', 'hubconf'},
     {'tools'},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

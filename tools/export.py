@@ -3,9 +3,9 @@
     python -m tools.export logs/resnet_16_1 wrn-16-1.onnx
     python -m tools.export torchvision:resnet34 resnet-34-export.hkl
 
-The ending says the format: .pth, .hkl and .safetensors hold tensors by name, which `resnet.load` takes as well;
-.onnx holds the network, from `image` (N, 3, H, W) to `logits` (N, classes) for any N. What was written is loaded
-again, and kept only if it gives the logits of the network that it came from.
+The ending says the format: .pth, .hkl and .safetensors hold tensors by name, for `resnet.load` and others;
+.onnx holds the network, from `image` (N, 3, 32, 32), for ImageNet (N, 3, 224, 224), to `logits` (N, classes),
+for any N. What was written is loaded again, and kept only if it gives the logits of the network it came from.
 """
 import argparse
 import hashlib
@@ -25,13 +25,13 @@ import training
 from utils import InputError, Network, Params
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
-OPSET = 17  # of ONNX: the newest that the oldest torch of requirements.txt writes
+OPSET = 17  # of ONNX
 PACKAGES = {'.pth': 'torch', '.hkl': 'hickle', '.safetensors': 'safetensors', '.onnx': 'onnx onnxruntime'}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Write a trained network, BN folded into its convolutions, for other programs.')
-    parser.add_argument('source', metavar='RUN', help='folder of a run, file of weights, or torchvision:resnet34')
+    parser.add_argument('source', metavar='RUN', help='a run, file of weights, or torchvision:resnet34')
     parser.add_argument('out', type=_out, metavar='OUT', help=f'file to write: {", ".join(PACKAGES)}')
     return parser.parse_args(arguments)
 
@@ -47,7 +47,8 @@ def main() -> None:
     try:
         content, deviation = export(f, params, opt.out.suffix)
     except ImportError as e:
-        raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {PACKAGES[opt.out.suffix]}') from None
+        needed = PACKAGES[opt.out.suffix]
+        raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {needed}') from None
     try:
         checkpoint.write_atomically(opt.out, content)
     except OSError as e:
@@ -76,8 +77,8 @@ def export(f: Network, params: Params, suffix: str) -> tuple[bytes, float]:
         loaded = load(path)
         deviation = max(_deviation(loaded(x), f(x, params, False)[0]) for x in images)
         if not deviation <= TOLERANCE:  # nor if it is no number
-            raise InputError(f'nothing is written: loaded again, its logits are {deviation:.1e} from those of the '
-                             f'network, more than {TOLERANCE:g}')
+            raise InputError(f'nothing is written: as {suffix} the logits of the network change by '
+                             f'{deviation:.1e}, more than {TOLERANCE:g}')
         return path.read_bytes(), deviation
 
 
