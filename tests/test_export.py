@@ -173,6 +173,19 @@ def test_other_logits_are_not_kept(small, run, monkeypatch, tmp_path, suffix, ch
     assert os.listdir(tmp_path) == ['weights.pth']
 
 
+@pytest.mark.parametrize('change', [1, float('nan')])
+@pytest.mark.parametrize('n', [2, 3])
+def test_a_file_for_one_size_of_batch_is_not_kept(small, run, monkeypatch, tmp_path, n, change):
+    def load(path):
+        logits = export._load_tensors(path)
+        return lambda x: logits(x) + change if len(x) == n else logits(x)
+
+    monkeypatch.setitem(export.FORMATS, '.pth', (export._write_pth, load))
+    with pytest.raises(InputError, match='nothing is written'):
+        run(small, tmp_path / 'out.pth')
+    assert os.listdir(tmp_path) == ['weights.pth']
+
+
 def test_a_disk_without_room_leaves_nothing(small, run, monkeypatch, tmp_path):
     content, _ = export.export(*resnet.load(small), '.onnx')
     monkeypatch.setattr(export, 'export', lambda *_: (content, 0.0))

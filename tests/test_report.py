@@ -245,7 +245,7 @@ def no_accuracy(folder):
     (no_runs, ['runs', 'spoilt', '--plot', 'out.png'], 'neither spoilt nor a folder in it holds a log.txt'),
     (no_epochs, ['runs', 'spoilt', '--plot', 'out.png'], 'spoilt/a/log.txt holds no epoch of a run'),
     (no_accuracy, ['spoilt', '--plot', 'out.png'],
-     'spoilt/a/log.txt is no log of cifar.py: '
+     'spoilt/a/log.txt is no log of a training script: '
      'epoch 1 has no dataset, epochs, n_parameters, test_acc, train_time'),
     (other_data_set, ['runs', 'spoilt', '--plot', 'out.png'],
      'the runs are of several data sets, CIFAR10, shapes: report each alone'),
@@ -267,3 +267,19 @@ def test_table_of_several_data_sets_is_refused(tmp_path):
     other_data_set(tmp_path)
     with pytest.raises(InputError):
         report.table(report.read([tmp_path]))
+
+
+def test_runs_of_imagenet_py(tmp_path):
+    common = {'dataset': 'cub', 'width': 1.0, 'n_parameters': 10, 'epochs': 1, 'epoch': 1, 'train_time': 3.0}
+    for name, more in {
+            'r34': {'depth': 34, 'teacher_params': '', 'finetune': 'torchvision:resnet34', 'test_acc': 73.5},
+            'r18_at': {'depth': 18, 'teacher_params': 'logs/r34', 'beta': 1000.0, 'test_acc': 73.0},
+            'wide': {'depth': 18, 'width': 0.5, 'teacher_params': 'torchvision:resnet34', 'beta': 1.0,
+                     'test_acc': 60.0}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'log.txt').write_text(json.dumps(common | more) + '\n')
+    rows = [[cell.strip() for cell in row.split('|')[1:7]]
+            for row in report.table(report.read([str(tmp_path)])).splitlines()[2:]]
+    assert sorted(rows) == [['ResNet-18', 'ResNet-34', 'AT', 'cub', '1', '1'],
+                            ['ResNet-18 x 0.5', 'torchvision:resnet34', 'AT', 'cub', '1', '1'],
+                            ['ResNet-34', '-', 'alone', 'cub', '1', '1']]

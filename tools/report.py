@@ -27,7 +27,8 @@ NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_
 SETTINGS = {
     'batch_size': 128, 'lr': 0.1, 'epoch_step': [60, 120, 160], 'lr_decay_ratio': 0.2, 'weight_decay': 5e-4,
     'randomcrop_pad': 4, 'dtype': 'float', 'alpha': 0.0, 'temperature': 4.0, 'beta': 0.0,
-    'beta_decay': 'none', 'map': 'sum', 'map_p': 2.0, 'at_groups': None}
+    'beta_decay': 'none', 'map': 'sum', 'map_p': 2.0, 'at_groups': None, 'at_from_epoch': 1,
+    'finetune': '', 'freeze': 1}
 
 FORMATS = ('.png', '.svg')
 # Okabe and Ito's colours, which colour-blind eyes tell apart, without the yellow, too light for a line.
@@ -98,8 +99,8 @@ def read_run(log: Path) -> Run:
         raise InputError(f'{log} holds no epoch of a run')
     for epoch, record in records.items():
         if missing := [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]:
-            raise InputError(f'{log} is no log of cifar.py: epoch {epoch} has no {", ".join(missing)}')
-    teacher = str(record.get('teacher_id') or '')
+            raise InputError(f'{log} is no log of a training script: epoch {epoch} has no {", ".join(missing)}')
+    teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
     terms = [name for name, weight in TERMS.items() if record.get(weight)]
     settings = {name: record.get(name, default) for name, default in SETTINGS.items()}
     return Run(
@@ -128,7 +129,9 @@ def _network(log: Path, teacher: str) -> str:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return f'WRN-{record.get("depth")}-{record["width"]:g}'
+    if 'teacher_params' not in record:
+        return f'WRN-{record["depth"]}-{record["width"]:g}'
+    return f'ResNet-{record["depth"]}' + (f' x {record["width"]:g}' if record['width'] != 1 else '')
 
 
 def group(runs: list[Run]) -> list[list[Run]]:
