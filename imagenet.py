@@ -16,6 +16,7 @@ import devices
 import images
 import options
 import resnet
+import splits
 import training
 import utils
 from method import evaluation, method
@@ -38,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: the first groups and the layers before stay as they are')
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', choices=images.DATASETS, default='imagenet')
+    group.add_argument('--dataset', choices=splits.DATASETS, default='imagenet')
     group.add_argument('--imagenetpath', '--dataroot', default='', metavar='FOLDER',
                        help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
     group.add_argument('--skip_damaged', action='store_true',
@@ -75,7 +76,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
-        train_set, test_set = images.load(opt.dataset, opt.imagenetpath)
+        train_set, test_set = splits.load(opt.dataset, opt.imagenetpath, train=not opt.evaluate)
         num_classes = len(test_set.classes)
         if opt.evaluate:
             path = options.evaluated(opt)
@@ -109,7 +110,7 @@ def main() -> None:
                        loader(opt, test_set, device), num_classes, TOPK)
 
 
-def loader(opt: argparse.Namespace, split: images.Split, device: torch.device, crop: str = 'center',
+def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',
            seed: int | None = None) -> images.Loader:
     """The batches of this rank."""
     return images.Loader(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(),

@@ -348,7 +348,7 @@ def _find(params: Params, source: str) -> Found:
 
 
 def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
+    names = sorted(name if name.isprintable() else ascii(name) for name in names)
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 

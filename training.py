@@ -124,7 +124,8 @@ class Meters:
         right = [hits[:, :k].sum() for k in self.topk]
         terms = [loss.detach() for losses in output.terms.values() for loss in losses]
         self.names = [name for name, losses in output.terms.items() for _ in losses]
-        self.rows.append(torch.stack([state['loss'].detach(), *right, *terms]).float())
+        row = torch.stack([state['loss'].detach(), *right, *terms]).float()
+        self.rows.append(row if len(labels) else torch.zeros_like(row))  # of no images the loss is NaN
         self.sizes.append(len(labels))
 
     def read(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Meters:
         k = len(self.topk)
         sums = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) * sizes.to(rows.device)
         sums[:, 1:1 + k] = rows[:, 1:1 + k]  # counts already
-        rows = devices.summed(sums).tolist()
+        rows = [row for row in devices.summed(sums).tolist() if row[-1]]
         loss, accuracies = AverageValueMeter(), [AverageValueMeter() for _ in self.topk]
         terms = [AverageValueMeter() for _ in self.names]
         for batch_loss, *values, n in rows:

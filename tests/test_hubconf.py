@@ -49,7 +49,7 @@ def test_other_kinds_are_refused(files, entry, name):
 
 def test_through_torch_hub(files):
     """From another folder, in another process, whose path does not have this one."""
-    code = (f"import torch\nm = torch.hub.load({str(ROOT)!r}, 'wide_resnet', weights='wide.pth', source='local')\n"
+    code = (f"import torch\nm = torch.hub.load({str(ROOT)!r}, 'wide_resnet', 'wide.pth', source='local')\n"
             "print(m(torch.zeros(1, 3, 32, 32))[0].shape)")
     done = subprocess.run([sys.executable, '-c', code], cwd=files, text=True, capture_output=True,
                           timeout=200)

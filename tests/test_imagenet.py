@@ -163,7 +163,7 @@ def test_loss_of_the_first_step_by_hand(tmp_path, home):
     sound(*command, cwd=tmp_path)
     record, = log_of(tmp_path / 'run')
     opt = imagenet.parse(command)
-    train_set, _ = imagenet.images.load('imagenet', home / 'images')
+    train_set, _ = imagenet.splits.load('imagenet', home / 'images')
     sample, = imagenet.loader(opt, train_set, torch.device('cpu'), 'resized', opt.seed)
     torch.manual_seed(1)
     f_s, student = resnet.resnet(18, 0.0625, 3)
@@ -202,6 +202,21 @@ def test_evaluation_counts_every_image_once(tmp_path, home):
                   '--student_params',
                   home / 'logs' / 'r34' / 'model.pt7', cwd=tmp_path)
     assert again == out
+
+
+def test_evaluation_needs_no_training_images(tmp_path, home):
+    """Batches of one image, of which a damaged one leaves nothing."""
+    shutil.copytree(home / 'images' / 'val', tmp_path / 'images' / 'val')
+    common = ['--imagenetpath', 'images', *SMALL, '--batch_size', 1, '--evaluate', '--student_params',
+              home / 'logs' / 'r34']
+    whole = sound(*common, cwd=tmp_path)
+    assert whole == sound('--imagenetpath', home / 'images', *common[2:], cwd=tmp_path)
+    last = tmp_path / 'images' / 'val' / 'n03' / 'n03_val2.JPEG'
+    last.write_bytes(b'')
+    assert call(*common, cwd=tmp_path).status == 2
+    left_out = sound(*common, '--skip_damaged', cwd=tmp_path)
+    last.unlink()
+    assert left_out == sound(*common, cwd=tmp_path) != whole
 
 
 def test_published_student_is_evaluated_and_teaches(tmp_path, home):

@@ -10,7 +10,7 @@ from conftest import ROOT
 # A module imports from lower layers only. A new file is placed here first.
 LAYERS = [
     {'utils', 'shapes'},
-    {'checkpoint', 'devices'},
+    {'checkpoint', 'devices', 'splits'},
     {'weights'},
     {'options', 'data', 'resnet', 'nin'},
     {'images', 'method'},
@@ -23,7 +23,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {'matplotlib': set(), 'hickle': set(), 'h5py': {'weights'}}
 
 SCRIPTS = sorted(ROOT.glob('*.py'))
-TOOLS = sorted(ROOT.glob('tools/*.py'))
+TOOLS = sorted(ROOT.glob('tools/**/*.py'))
 TESTS = sorted(ROOT.glob('tests/*.py'))
 
 
@@ -32,7 +32,7 @@ def short(path):
 
 
 def layer(path):
-    return 'tools' if path.parent.name == 'tools' else path.stem
+    return 'tools' if 'tools' in path.relative_to(ROOT).parts else path.stem
 
 
 def imported(source):
@@ -113,8 +113,8 @@ IMPORTING = '''
 
 
 def test_importing_does_nothing(tmp_path):
-    modules = [path.stem for path in SCRIPTS] + ['tools'] + [
-        f'tools.{path.stem}' for path in TOOLS if path.stem != '__init__']
+    modules = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+               for path in SCRIPTS + TOOLS]
     done = subprocess.run(
         [sys.executable, '-B', '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
          + textwrap.dedent(IMPORTING), *modules],

@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-import cifar
+import resnet
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
@@ -29,8 +31,8 @@ def test_commands_parse(command):
     first, *arguments = shlex.split(command)
     if first == 'make':
         assert re.search(rf'^{arguments[0]}:', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-    elif arguments[0] == 'cifar.py':
-        cifar.parse(arguments[1:])
+    elif arguments[0] in ('cifar.py', 'imagenet.py'):
+        importlib.import_module(arguments[0][:-3]).parse(arguments[1:])
     else:
         assert (first, arguments[0]) == ('python', '-m'), f'nothing checks: {command}'
         importlib.import_module(arguments[1]).parse(arguments[2:])
@@ -44,11 +46,28 @@ def test_links_lead_to_files(path):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_python_of_the_readme_runs():
-    code, = blocks(ROOT / 'README.md', 'python')
+def test_losses_of_the_readme_run():
+    _, code = blocks(ROOT / 'README.md', 'python')
     names = {}
     exec(code, names)
     assert names['student'].grad.abs().sum() > 0
+
+
+def test_photo_of_the_readme_is_classified(tmp_path, monkeypatch, capsys):
+    """By weights of the export's form that see one class everywhere."""
+    code, _ = blocks(ROOT / 'README.md', 'python')
+    _, expected = resnet._build(resnet.Found('pre-activation ResNet', (2, 2, 2, 2), 1, 1000), {}, '')
+    params = {name: torch.zeros(t.shape) for name, t in expected.items()}
+    params['fc.bias'][285] = 9
+    monkeypatch.chdir(tmp_path)
+    torch.save(params, 'resnet-18-at-export.pth')
+    Image.new('RGB', (300, 260)).save('photo.jpg')
+    names = {}
+    exec(code, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].split('%') == [' 89.0 ', '  Egyptian cat']
+    assert [tuple(g.shape[1:]) for g in names['groups']] == [
+        (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
 
 
 def test_the_loss_of_contributing_does_what_it_says():

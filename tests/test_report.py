@@ -245,7 +245,7 @@ def no_accuracy(folder):
     (no_runs, ['runs', 'spoilt', '--plot', 'out.png'], 'neither spoilt nor a folder in it holds a log.txt'),
     (no_epochs, ['runs', 'spoilt', '--plot', 'out.png'], 'spoilt/a/log.txt holds no epoch of a run'),
     (no_accuracy, ['spoilt', '--plot', 'out.png'],
-     'spoilt/a/log.txt is no log of a training script: '
+     'spoilt/a/log.txt is no log of a run: '
      'epoch 1 has no dataset, epochs, n_parameters, test_acc, train_time'),
     (other_data_set, ['runs', 'spoilt', '--plot', 'out.png'],
      'the runs are of several data sets, CIFAR10, shapes: report each alone'),

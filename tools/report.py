@@ -99,7 +99,7 @@ def read_run(log: Path) -> Run:
         raise InputError(f'{log} holds no epoch of a run')
     for epoch, record in records.items():
         if missing := [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]:
-            raise InputError(f'{log} is no log of a training script: epoch {epoch} has no {", ".join(missing)}')
+            raise InputError(f'{log} is no log of a run: epoch {epoch} has no {", ".join(missing)}')
     teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
     terms = [name for name, weight in TERMS.items() if record.get(weight)]
     settings = {name: record.get(name, default) for name, default in SETTINGS.items()}
