@@ -49,11 +49,10 @@ def load(dataset: str, root: str, train: bool = True) -> tuple[Split | None, Spl
         if dataset == 'scenes':
             return _scenes(os.fspath(root))
         last = 'test' if dataset == 'folder' and not os.path.isdir(os.path.join(root, 'val')) else 'val'
+        train_set = classes_of(os.path.join(root, 'train')) if train else None
         test_set = classes_of(os.path.join(root, last))
-        if not train:
-            return None, test_set
-        train_set = classes_of(os.path.join(root, 'train'))
-        _same(train_set.classes, test_set.classes, f'{train_set.root} and {test_set.root}')
+        if train_set:
+            _same(train_set.classes, test_set.classes, f'{train_set.root} and {test_set.root}')
         return train_set, test_set
     except OSError as e:
         raise InputError(f'{e.filename} cannot be read ({e.strerror}): the folder of {dataset} holds '

@@ -101,7 +101,7 @@ def test_folder_takes_test_for_val(tree):
 
 def test_folders_that_cannot_be_used(tree, tmp_path):
     message = unusable('imagenet', tree / 'nowhere')
-    assert str(tree / 'nowhere/val') in message and 'val/<synset>/*.JPEG' in message
+    assert str(tree / 'nowhere/train') in message and 'val/<synset>/*.JPEG' in message
     write(tree / 'file')
     assert 'file' in unusable('imagenet', tree / 'file')
     (tree / 'val/n99').mkdir()

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import checkpoint
 import options
 import resnet
 import training
+import utils
 from utils import InputError, Network, Params
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
@@ -118,30 +119,18 @@ def _write_safetensors(params: Params, path: Path, image: Tensor) -> None:
 
 def _write_onnx(params: Params, path: Path, image: Tensor) -> None:
     import onnx  # noqa: F401 - torch needs it, and says so less clearly
-    network = Exported(params).eval()
+    network = Logits(*resnet.network(params)).eval()
     with warnings.catch_warnings(action='ignore'):  # of TorchScript's age; its follower needs more packages
         torch.onnx.export(
             network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,
             dynamic_axes={'image': {0: 'batch'}, 'logits': {0: 'batch'}}, dynamo=False)
 
 
-class Exported(nn.Module):
-    """A functional network as a module whose state has the same names."""
-
-    def __init__(self, params: Params):
-        super().__init__()
-        self.function, params = resnet.network(params)
-        for name, t in params.items():
-            *path, leaf = name.split('.')
-            module = self
-            for part in path:
-                if not hasattr(module, part):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
-            module.register_buffer(leaf, t)
+class Logits(utils.Module):
+    """A network as a module of one output."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.function(image, dict(self.named_buffers()), False)[0]
+        return super().forward(image)[0]
 
 
 def _load_tensors(path: Path) -> Callable[[Tensor], Tensor]:
