@@ -1,72 +1,203 @@
-"""The benchmark: figures from blocks by hand, refusals, and one tiny run by command line."""
-import json
+"""The benchmark: figures from blocks by hand, refusals, equal work of both sides, tiny runs by command."""
+import os
 
 import pytest
 import torch
+from conftest import call, strictly
+from PIL import Image
+from torchnet.engine import Engine
 
 import data
+import images
 import shapes
 from tools import benchmark
+from tools.benchmark import cifar, imagenet, loader, measure, steps
+from tools.benchmark.measure import SIDES
+from utils import InputError
+
+CPU = torch.device('cpu')
 
 
 def blocks(**ours_and_baseline):
-    return {case: dict(zip(benchmark.SIDES, sides, strict=True)) for case, sides in ours_and_baseline.items()}
+    return {case: dict(zip(SIDES, sides, strict=True)) for case, sides in ours_and_baseline.items()}
+
+
+# --- figures ------------------------------------------------------------------------------------------
 
 
 def test_summary_takes_medians_and_ratios_round_by_round():
     # the machine is ten times slower in the second round: ratios of medians would be 200 / 100
-    got = benchmark.summary(blocks(at=([300.0, 20.0, 200.0], [100.0, 10.0, 160.0]),
-                                   loader=([6000.0, 2000.0, 5000.0], [600.0, 500.0, 500.0])))
-    at = got['cases']['at']
+    given = blocks(at=([300.0, 20.0, 200.0], [100.0, 10.0, 160.0]),
+                   loader=([6000.0, 2000.0, 5000.0], [600.0, 500.0, 500.0]))
+    got = measure.summary(given)
+    at = got['at']
     assert at['images_per_second'] == {'ours': 200, 'baseline': 100}
     assert at['quartiles'] == {'ours': [110, 250], 'baseline': [55, 130]}
     assert at['ratio'] == 2  # of 3, 2 and 1.25
     assert at['ratio_quartiles'] == [1.625, 2.5]
-    assert got['cases']['loader']['ratio'] == 10
-    assert got['loader_share'] == 0.04  # of 0.05, 0.01 and 0.04: 5000 images/s take 0.04 of the time of 200
+    assert got['loader']['ratio'] == 10
+    # of 0.05, 0.01 and 0.04: 5000 images/s take 0.04 of the time of 200
+    assert cifar.loader_share(given) == 0.04
 
 
 def test_summary_of_one_round():
-    got = benchmark.summary(blocks(at=([4.0], [2.0]), loader=([8.0], [1.0])))
-    assert got['cases']['at'] == {'images_per_second': {'ours': 4, 'baseline': 2},
-                                  'quartiles': {'ours': [4, 4], 'baseline': [2, 2]},
-                                  'ratio': 2, 'ratio_quartiles': [2, 2]}
-    assert got['loader_share'] == 0.5
+    given = blocks(at=([4.0], [2.0]), loader=([8.0], [1.0]))
+    assert measure.summary(given)['at'] == {'images_per_second': {'ours': 4, 'baseline': 2},
+                                            'quartiles': {'ours': [4, 4], 'baseline': [2, 2]},
+                                            'ratio': 2, 'ratio_quartiles': [2, 2]}
+    assert cifar.loader_share(given) == 0.5
 
 
 def test_summary_refuses_sides_of_different_length():
     with pytest.raises(ValueError):
-        benchmark.summary(blocks(at=([1.0, 2.0], [1.0]), loader=([1.0], [1.0])))
+        measure.summary(blocks(at=([1.0, 2.0], [1.0])))
+
+
+def test_each_round_measures_each_side_once_and_turns_the_order():
+    asked = []
+
+    def contender(case, side):
+        return lambda: asked.append((case, side)) or float(len(asked))
+
+    keys = [(case, side) for case in ('at', 'student') for side in SIDES]
+    got = measure.alternate({key: contender(*key) for key in keys}, 2)
+    assert asked == keys[::-1] + keys
+    assert got == blocks(at=([4.0, 5.0], [3.0, 6.0]), student=([2.0, 7.0], [1.0, 8.0]))
+
+
+def test_speed_leaves_out_the_warm_up_and_ends_the_batches():
+    ended, seen = [], []
+
+    def batches():
+        try:
+            yield from range(100)
+        finally:
+            ended.append(True)
+
+    def consume(some):
+        seen.append(list(some))
+        return 10**9 * len(seen[-1])
+
+    assert measure.images_per_second(batches(), consume, 2, 3) > 10**9  # it took less than 3 s
+    assert seen == [[0, 1], [2, 3, 4]] and ended == [True]
+
+
+# --- what both sides compute --------------------------------------------------------------------------
 
 
 def test_baseline_normalises_as_our_loader():
     """Without the random crop and flip, both make the same numbers of the same pixels."""
     split = data.Images(torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8), torch.arange(4))
-    plain = benchmark.PlainDataset(split)
+    plain = cifar.PlainDataset(split)
     plain.transform.transforms[:3] = []
     x = torch.stack([plain[i][0] for i in range(4)])
     torch.testing.assert_close(x, data.normalize(split.images))
 
 
-@pytest.mark.parametrize('case', benchmark.CASES)
-def test_both_sides_train_by_the_same_loss(case, monkeypatch):
-    """From the same weights on the same batch, one step of ours and one of the baseline agree."""
-    opt = benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu'])
-    sample = data.Sample(torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4]), 1)
-    made, networks = [], benchmark.networks
+def remembering(monkeypatch, module):
+    """Networks that `module` makes from here on, all with the same weights, in the order of their making."""
+    made, networks = [], module.networks
 
     def remember(*arguments):
         torch.manual_seed(3)
         made.append(networks(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(benchmark, 'networks', remember)
-    monkeypatch.setattr(benchmark.devices, 'to_device', lambda params, device: params)  # no copies
-    for side in (benchmark.our_training, benchmark.plain_training):
-        assert side(opt, case, torch.device('cpu'))([sample]) == 4
+    monkeypatch.setattr(module, 'networks', remember)
+    monkeypatch.setattr(module.devices, 'to_device', lambda params, device: params)  # no copies
+    return made
+
+
+@pytest.mark.parametrize('case', cifar.CASES)
+def test_both_sides_train_by_the_same_loss(case, monkeypatch):
+    """From the same weights on the same batch, one step of ours and one of the baseline agree."""
+    opt = benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu'])
+    sample = data.Sample(torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4]), 1)
+    made = remembering(monkeypatch, cifar)
+    for side in SIDES:
+        assert cifar.training_of(side, opt, case, CPU)([sample]) == 4
     (_, ours, *_), (_, plain, *_) = made
     for name in ours:
         torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('case', ['at', 'student'])
+def test_both_sides_train_an_imagenet_student_by_the_same_loss(case, monkeypatch):
+    """Loss and gradients agree, from the same weights on the same batch; the teacher of ours is folded."""
+    losses = []
+
+    class Recording(Engine):
+        def train(self, h, *arguments):
+            def recorded(sample):
+                loss, output = h(sample)
+                losses.append(loss.item())
+                return loss, output
+            super().train(recorded, *arguments)
+
+    monkeypatch.setattr(steps, 'Engine', Recording)
+    made = remembering(monkeypatch, imagenet)
+    opt = benchmark.parse(['imagenet', '--batch_size', '4', '--image_size', '64', '--device', 'cpu'])
+    for side in (imagenet.ours, imagenet.plain):
+        torch.manual_seed(5)
+        assert side(opt, case, CPU)([imagenet.batch(opt, side.__name__, CPU)]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    (_, ours, *_), (_, plain, *_) = made
+    assert ours.keys() == plain.keys()
+    for name, t in ours.items():
+        if t.requires_grad:
+            assert (t.grad - plain[name].grad).norm() < 1e-3 * t.grad.norm(), name
+
+
+def test_both_sides_ask_an_equal_teacher(monkeypatch):
+    remembering(monkeypatch, imagenet)
+    monkeypatch.setattr(imagenet, 'forward', lambda f, params, *_: (f(x, params, False)[0], params))
+    opt, x = benchmark.parse(['imagenet', '--device', 'cpu']), torch.randn(2, 3, 64, 64)
+    (y, folded), (y_plain, params) = (side(opt, 'teacher', CPU) for side in (imagenet.ours, imagenet.plain))
+    assert 'bn0.weight' in params and 'bn0.weight' not in folded
+    assert (y - y_plain).norm() < 1e-3 * y_plain.norm() < float('inf')
+
+
+def test_only_our_batch_has_channels_last():
+    opt = benchmark.parse(['imagenet', '--batch_size', '2', '--image_size', '64'])
+    strides = [imagenet.batch(opt, side, CPU).x.stride() for side in SIDES]
+    assert strides == [(64 * 64 * 3, 1, 64 * 3, 3), (64 * 64 * 3, 64 * 64, 64, 1)]
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, 'N_DRAWN', 3)
+    monkeypatch.setattr(loader, 'N_CLASSES', 2)
+    loader.draw(tmp_path)
+    return tmp_path
+
+
+def test_both_sides_cut_and_normalise_an_image_alike(drawn):
+    split = loader.load(str(drawn))
+    assert split.paths.tolist() == [b'0/0.jpg', b'0/2.jpg', b'1/1.jpg']
+    x, labels, *_ = next(loader.our_batches(images.Loader(split, 3, CPU, 'center', workers=0)))
+    assert labels.tolist() == [0, 0, 1]
+    plain = torch.stack([loader.PLAIN['center'](Image.open(split.path(i))) for i in range(3)])
+    assert (x - plain).abs().mean() < 0.01  # of the standard deviation; one of 256 levels is 0.017
+    for crop in loader.PLAIN:
+        assert loader.PLAIN[crop](Image.open(split.path(0))).shape == (3, images.SIZE, images.SIZE)
+
+
+@pytest.mark.parametrize('side', SIDES)
+def test_loaders_work_with_workers(side, drawn):
+    opt = benchmark.parse(['loader', '--workers', '1', '--batch_size', '2', '--steps', '1'])
+    assert loader.contender(opt, 'resized', side, loader.load(str(drawn)))() > 0
+
+
+def test_folder_of_images_may_have_a_folder_train(drawn):
+    (drawn / 'all').mkdir()
+    (drawn / '0').rename(drawn / 'all' / '0')
+    (drawn / '1').rename(drawn / 'all' / '1')
+    (drawn / 'all').rename(drawn / 'train')
+    split = loader.load(str(drawn))
+    assert split.root == str(drawn / 'train') and len(split.paths) == 3
+
+
+# --- options and refusals -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('arguments, names', [
@@ -77,6 +208,11 @@ def test_both_sides_train_by_the_same_loss(case, monkeypatch):
     (['cifar', '--dtype', 'half'], '--dtype'),
     (['cifar', '--dataroot', 'data'], '--dataroot'),
     (['cifar', '--step', '1'], '--step'),
+    (['imagenet', '--image_size', '63'], '--image_size 63'),
+    (['imagenet', '--dtype', 'half'], '--dtype'),
+    (['imagenet', '--workers', '1'], '--workers'),
+    (['loader', '--workers', '-1'], '--workers'),
+    (['loader', '--dtype', 'bfloat16'], '--dtype'),
 ])
 def test_options_without_meaning_end_with_status_2_and_one_sentence(arguments, names, capsys):
     with pytest.raises(SystemExit) as end:
@@ -85,34 +221,95 @@ def test_options_without_meaning_end_with_status_2_and_one_sentence(arguments, n
     assert end.value.code == 2 and names in message and message.count('\n') == 1
 
 
+def test_defaults_are_those_of_the_scripts():
+    real = imagenet.real_options(benchmark.parse(['imagenet', '--device', 'cpu']), 'at')
+    assert (real.beta, real.alpha, real.at_groups, real.weight_decay) == (1e3, 0, [2, 3], 1e-4)
+    assert benchmark.parse(['imagenet']).image_size == images.SIZE
+    assert benchmark.parse(['loader']).workers == 0
+
+
 def test_batch_beyond_the_data_set(monkeypatch):
     split = data.Images(torch.zeros(3, 32, 32, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
     monkeypatch.setattr(data, 'load', lambda *_: (split, split))
     opt = benchmark.parse(['cifar', '--batch_size', '4'])
-    with pytest.raises(benchmark.InputError, match='--batch_size 4 is more than the 3 images of shapes'):
-        benchmark.load(opt, torch.device('cpu'))
+    with pytest.raises(InputError, match='--batch_size 4 is more than the 3 images of shapes'):
+        cifar.load(opt, CPU)
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda path: None, 'cannot be read (No such file or directory)'),
+    (lambda path: path.write_text(''), 'cannot be read (Not a directory)'),
+    (lambda path: path.mkdir(), 'has no folders in it'),
+    (lambda path: (path / 'train' / 'bird').mkdir(parents=True), 'has no image in it'),
+])
+def test_folder_without_images_ends_with_status_2_and_one_sentence(make, says, tmp_path):
+    make(tmp_path / 'photos')
+    done = call(benchmark, 'loader', '--imagenetpath', 'photos', '--workers', 1, cwd=tmp_path)
+    assert (done.status, done.out, len(done.errors)) == (2, '', 1)
+    assert 'photos' in done.err and says in done.err
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+def test_fresh_process():
+    assert measure.in_fresh_process(os.getpid) != os.getpid()
 
 
 def test_peak_memory_counts_bytes_and_starts_workers(monkeypatch):
     split = data.Images(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
-    monkeypatch.setattr(benchmark, 'load', lambda *_: split)
+    monkeypatch.setattr(cifar, 'load', lambda *_: split)
     opt = benchmark.parse(['cifar', '--batch_size', '2', '--workers', '1', '--device', 'cpu'])
-    peaks = benchmark.peak_memory(opt, 'ours') | benchmark.peak_memory(opt, 'baseline')
+    peaks = cifar.peak_memory(opt, 'ours') | cifar.peak_memory(opt, 'baseline')
     assert list(peaks) == ['ours', 'baseline', 'baseline_worker']
     assert min(peaks.values()) > 50e6  # the interpreter and torch
 
 
-def test_run_prints_one_strict_json_object(run_script):
-    done = run_script('tools.benchmark', 'cifar', '--steps', 1, '--rounds', 1, '--batch_size', 4,
-                      '--workers', 1, '--no_memory', '--device', 'cpu', OMP_WAIT_POLICY='passive')
-    assert done.returncode == 0
-    line, = done.stdout.splitlines()
-    got = json.loads(line, parse_constant=lambda name: pytest.fail(f'{name} is not strict JSON'))
-    assert (got['device'], got['dtype'], got['batch'], got['dataset']) == ('cpu', 'float', 4, 'shapes')
-    assert got['torch'] == torch.__version__ and got['threads'] >= 1
+def test_peak_memory_of_imagenet():
+    opt = benchmark.parse(['imagenet', '--batch_size', '2', '--image_size', '64', '--device', 'cpu'])
+    peaks = imagenet.peak_memory(opt, 'ours')
+    assert list(peaks) == ['ours'] and peaks['ours'] > 200e6  # the networks alone
+
+
+# --- by command line ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report_of(run_script):
+    """The JSON of one round of one step, after checks of what all subcommands have."""
+    def run(command, *arguments, **variables):
+        done = run_script('tools.benchmark', command, '--steps', 1, '--rounds', 1, *arguments,
+                          OMP_WAIT_POLICY='passive', **variables)
+        assert done.returncode == 0
+        line, = done.stdout.splitlines()
+        got = strictly(line)
+        assert (got['benchmark'], got['device'], got['torch']) == (command, 'cpu', torch.__version__)
+        assert (got['steps'], got['rounds']) == (1, 1) and got['threads'] >= 1
+        for case in got['cases'].values():
+            assert list(case) == ['images_per_second', 'quartiles', 'ratio', 'ratio_quartiles']
+            assert case['ratio'] > 0 and all(case['images_per_second'][side] > 0 for side in SIDES)
+        return got
+    return run
+
+
+def test_cifar_prints_one_strict_json_object(report_of):
+    got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--no_memory', '--device', 'cpu')
+    assert (got['dtype'], got['batch'], got['dataset']) == ('float', 4, 'shapes')
     assert list(got['cases']) == ['student', 'kd', 'at', 'loader']
-    for case in got['cases'].values():
-        assert case['ratio'] > 0
-        assert all(case['images_per_second'][side] > 0 for side in benchmark.SIDES)
     assert got['loader_share'] > 0
     assert got['peak_memory'] == {'data_set': shapes.N_TRAIN * 32 * 32 * 3}
+
+
+def test_imagenet_prints_one_strict_json_object(report_of):
+    got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--no_memory', '--device', 'cpu')
+    assert (got['dtype'], got['baseline_dtype'], got['batch'], got['image_size']) == ('float', 'float', 2, 64)
+    assert list(got['cases']) == ['at', 'student', 'teacher']
+    assert got['peak_memory'] == {}
+
+
+def test_loader_prints_one_strict_json_object(report_of):
+    got = report_of('loader', '--batch_size', 2)
+    assert (got['dataset'], got['images'], got['batch'], got['workers']) == ('drawn', loader.N_DRAWN, 2, 0)
+    assert got['threads'] == 1, 'without workers, the figure is that of one core'
+    assert 80_000 < got['mean_bytes'] < 120_000
+    assert list(got['cases']) == ['resized', 'center']

@@ -1,0 +1,52 @@
+"""Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run.
+
+    python -m tools.benchmark cifar
+    python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
+    python -m tools.benchmark imagenet --batch_size 64
+    python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
+
+One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
+PIL images transformed one by one, in worker processes if there are any, float32, channels first, a teacher
+with BN, SGD without fusion, and every metric read in every step. Short blocks of ours and of the baseline
+alternate; a ratio is the median over rounds of ours / baseline in the same round, so that a machine that
+slows down for a while slows down both. Where other programs use the same cores, OMP_WAIT_POLICY=passive
+keeps threads from spinning for one another.
+"""
+import argparse
+import json
+import sys
+from typing import Any
+
+import options
+from tools.benchmark import cifar, imagenet, loader
+
+COMMANDS = {
+    'cifar': (cifar, 'Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'),
+    'imagenet': (imagenet, 'Step of imagenet.py on random images in memory: ResNet-34 -> ResNet-18.'),
+    'loader': (loader, 'Loader of imagenet.py: image files -> batches for the network.'),
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = options.Parser('Measure the speed and memory of training.')
+    commands = parser.add_subparsers(dest='command', required=True, parser_class=_command)
+    for name, (module, description) in COMMANDS.items():
+        module.add_options(commands.add_parser(name, description=description))
+    opt = parser.parse_args(arguments)
+    if opt.command == 'cifar' and opt.dataset == 'shapes' and opt.dataroot:
+        parser.error('--dataroot has no effect on --dataset shapes, which is built in: leave it out')
+    if opt.command == 'imagenet' and opt.image_size < imagenet.SMALLEST:
+        parser.error(f'--image_size {opt.image_size} leaves BN a single pixel: '
+                     f'give at least {imagenet.SMALLEST}')
+    return opt
+
+
+def _command(prog: str, description: str, **_: Any) -> options.Parser:
+    parser = options.Parser(description)
+    parser.prog = prog
+    return parser
+
+
+def main() -> None:
+    opt = parse(sys.argv[1:])
+    print(json.dumps(COMMANDS[opt.command][0].run(opt), allow_nan=False))

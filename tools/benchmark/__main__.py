@@ -1,0 +1,9 @@
+"""`python -m tools.benchmark` starts here."""
+import sys
+
+import training
+from tools import benchmark
+
+if __name__ == '__main__':
+    sys.argv[0] = 'tools.benchmark'  # which messages begin with
+    training.script(benchmark.main)

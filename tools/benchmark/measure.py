@@ -1,0 +1,88 @@
+"""Blocks of ours and of the baseline in turns, and figures from them."""
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import options
+from data import Sample
+
+SIDES = ('ours', 'baseline')
+
+Blocks = dict[str, dict[str, list[float]]]  # case -> side -> images/s of each round
+Contender = Callable[[], float]  # one side of one case: measures a block, returns images/s
+Consumer = Callable[[Iterable[Sample]], int]  # trains on samples or drops them, waits; -> images
+
+
+def add_blocks(parser: options.Parser, steps: int, rounds: int) -> None:
+    parser.add_argument('--steps', type=options.positive_int, default=steps, help='steps of a block')
+    parser.add_argument('--rounds', type=options.positive_int, default=rounds,
+                        help='blocks of each case and side')
+
+
+def alternate(contenders: dict[tuple[str, str], Contender], rounds: int) -> Blocks:
+    """A block of each (case, side) in each round, every other round in the reverse order."""
+    blocks: Blocks = {case: {side: [] for side in SIDES} for case, _ in contenders}
+    order = list(contenders.items())
+    for r in range(rounds):
+        for (case, side), measure in order if r % 2 else reversed(order):
+            blocks[case][side].append(measure())
+            print(f'round {r + 1}/{rounds} {case} {side}: {blocks[case][side][-1]:.4g} images/s',
+                  file=sys.stderr, flush=True)
+    return blocks
+
+
+def images_per_second(batches: Iterator[Sample], consume: Consumer, warm_up: int, steps: int) -> float:
+    """Speed over `steps` of more batches, which end with the block: no worker disturbs the next one."""
+    with closing(batches):
+        consume(itertools.islice(batches, warm_up))
+        start = time.perf_counter()
+        n = consume(itertools.islice(batches, steps))
+        return n / (time.perf_counter() - start)
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """Call before this process grows: on Linux a child's peak begins at what its parent holds then."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory_of_sides(peak_memory: Callable[..., dict[str, int]], *arguments: Any) -> dict[str, int]:
+    """What peak_memory(*arguments, side) finds for each side, in a fresh process."""
+    memory = {}
+    for side in SIDES:
+        print(f'peak memory of {side}', file=sys.stderr, flush=True)
+        memory |= in_fresh_process(peak_memory, *arguments, side)
+    return memory
+
+
+# --- blocks -> figures --------------------------------------------------------------------------------
+
+
+class Spread(NamedTuple):
+    """Quartiles over rounds."""
+    low: float
+    median: float
+    high: float
+
+
+def spread(values: Iterable[float]) -> Spread:
+    return Spread(*(float(f'{q:.4g}') for q in np.quantile(list(values), (0.25, 0.5, 0.75)).tolist()))
+
+
+def summary(blocks: Blocks) -> dict[str, Any]:
+    """Images/s of each block -> by case: medians, quartiles, and ratios ours / baseline within a round."""
+    cases = {}
+    for case, sides in blocks.items():
+        speeds = {side: spread(values) for side, values in sides.items()}
+        ratio = spread(a / b for a, b in zip(sides['ours'], sides['baseline'], strict=True))
+        cases[case] = {'images_per_second': {side: s.median for side, s in speeds.items()},
+                       'quartiles': {side: [s.low, s.high] for side, s in speeds.items()},
+                       'ratio': ratio.median, 'ratio_quartiles': [ratio.low, ratio.high]}
+    return cases

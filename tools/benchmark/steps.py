@@ -1,0 +1,108 @@
+"""What batches of both sides come from and go through: our step, the plain one, or no step at all."""
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchnet.engine import Engine
+from torchnet.meter import AverageValueMeter
+
+import training
+import utils
+from data import Sample
+from method import method
+from tools.benchmark.measure import Consumer
+from utils import Network, Params
+
+PREFETCH = 2  # batches that each worker of the baseline holds ready
+
+
+def dropping(device: torch.device) -> Consumer:
+    """No step: batches are waited for and forgotten."""
+    def consume(batches: Iterable[Sample]) -> int:
+        n = sum(len(sample.labels) for sample in batches)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        return n
+    return consume
+
+
+def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
+                 teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
+    """The step that training.train takes by the options `real`; meters are read at the end of a block."""
+    utils.trainable(student)
+    h = method(real, f_s, student, f_t, teacher)
+    optimizer = training.sgd(real, student, real.lr)
+
+    def consume(batches: Iterable[Sample]) -> int:
+        engine, meters = Engine(), training.Meters(topk)
+        engine.hooks['on_forward'] = meters.add
+        engine.train(h, batches, 1, optimizer)
+        meters.read()
+        return sum(meters.sizes)
+
+    return consume
+
+
+# --- the plain baseline: on purpose, no line of ours but the networks -----------------------------------
+
+
+def plain_batches(dataset: Dataset, batch_size: int, workers: int, device: torch.device) -> Iterator[Sample]:
+    endless = RandomSampler(dataset, num_samples=1 << 40)  # one shuffled epoch after the other
+    context = 'fork' if workers and sys.platform == 'linux' else None
+    loader = DataLoader(dataset, batch_size, sampler=endless, num_workers=workers,
+                        prefetch_factor=PREFETCH if workers else None, pin_memory=device.type == 'cuda',
+                        multiprocessing_context=context)
+    for x, labels in loader:
+        yield Sample(x.to(device, non_blocking=True), labels.to(device, non_blocking=True), 1)
+
+
+def plain_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
+                   teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
+    trained = [t.requires_grad_() for name, t in student.items() if 'running' not in name]
+    optimizer = torch.optim.SGD(trained, real.lr, momentum=0.9, weight_decay=real.weight_decay)
+
+    def attention(x: Tensor) -> Tensor:
+        return F.normalize(x.pow(2).mean(1).flatten(1))
+
+    def h(sample: Sample) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+        if f_t is not None:
+            with torch.no_grad():
+                y_t, g_t = f_t(sample.x, teacher, False)
+        y, g = f_s(sample.x, student, True)
+        loss, at_losses = F.cross_entropy(y, sample.labels), []
+        if real.alpha:
+            T = real.temperature
+            divergence = F.kl_div(F.log_softmax(y / T, 1), F.softmax(y_t / T, 1), reduction='batchmean')
+            loss = real.alpha * T**2 * divergence + (1 - real.alpha) * loss
+        if real.beta:
+            groups = range(len(g)) if real.at_groups is None else real.at_groups
+            at_losses = [(attention(g[i]) - attention(g_t[i])).pow(2).mean() for i in groups]
+            loss = loss + real.beta * sum(at_losses)
+        return loss, (y, at_losses)
+
+    def consume(batches: Iterable[Sample]) -> int:
+        n, loss_meter, at_meters = 0, AverageValueMeter(), {}
+        accuracies = {k: AverageValueMeter() for k in topk}
+
+        def on_forward(state: dict[str, Any]) -> None:
+            nonlocal n
+            (y, at_losses), labels = state['output'], state['sample'].labels
+            n += len(labels)
+            loss_meter.add(state['loss'].item())
+            hits = y.topk(max(topk)).indices == labels[:, None]
+            for k, accuracy in accuracies.items():
+                accuracy.add(hits[:, :k].any(1).float().mean().item())
+            for i, loss in enumerate(at_losses):
+                at_meters.setdefault(i, AverageValueMeter()).add(loss.item())
+
+        engine = Engine()
+        engine.hooks['on_forward'] = on_forward
+        engine.train(h, batches, 1, optimizer)
+        return n
+
+    return consume
