@@ -132,6 +132,9 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
     try:
         yield where
     finally:
+        # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
+        # waits for their end.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
