@@ -146,7 +146,7 @@ class Folder:
         kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict, 'record': dict}
         if not isinstance(self.state, dict) or any(type(self.state.get(k)) is not kinds[k] for k in kinds):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
-                             'published code can teach (--teacher_id) and be evaluated (--evaluate)')
+                             'published code can teach, and be evaluated by --evaluate')
         self._compare(opt)
         self.saved = self.state['epoch'] if goes_on else 0
         log = self.source.with_name(LOG)
@@ -160,8 +160,9 @@ class Folder:
             # By their text, since a stranger's file may hold values of any kind.
             if name not in before or repr(before[name]) == repr(value):
                 continue
-            if name in ('depth', 'width', 'dataset'):
-                raise InputError(f'the run in {self.source} has {name} {before[name]}, not {value}')
+            if name in ('depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
+                    before[name] and value):
+                raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ngpu',
                             'nthread'):
                 print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',

@@ -46,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1 and 2')
     if opt.dataset == 'shapes' and opt.dataroot != parser.get_default('dataroot'):
         parser.error('--dataroot has no effect with --dataset shapes, which is built in')
-    if opt.nthread != parser.get_default('nthread'):
+    if opt.nthread != parser.get_default('nthread') and not devices.is_rank():
         print('note: --nthread has no effect here: the images are held in memory', file=sys.stderr)
     return opt
 
@@ -70,8 +70,7 @@ def main() -> None:
         f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
         f_t, teacher = None, {}
         if opt.teacher_id:
-            f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt.dataset, num_classes,
-                                                 device)
+            f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
         folder = checkpoint.Folder(opt)
         student = training.resumed(folder, student, device)
         utils.trainable(student)

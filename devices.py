@@ -29,21 +29,30 @@ from utils import InputError, Network, Params
 DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
 
 
-def device(opt: argparse.Namespace) -> torch.device:
-    """The device that the options ask for: of --gpu_id, that of this rank."""
-    local = int(os.environ.get('LOCAL_RANK', 0))
+def cuda_devices(opt: argparse.Namespace) -> list[int]:
+    """Numbers of the CUDA devices that the options ask for; none of them: the CPU."""
     if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
         if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
             raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
+        return []
+    if not torch.cuda.is_available():
+        raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
+    n = torch.cuda.device_count()
+    if max(opt.gpu_id) >= n:
+        raise InputError(f'--gpu_id {max(opt.gpu_id)}: there are {n} CUDA devices, from 0')
+    return opt.gpu_id
+
+
+def device(opt: argparse.Namespace) -> torch.device:
+    """The device of this rank."""
+    numbers = cuda_devices(opt)
+    if not numbers:
         if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
             print('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster',
                   file=sys.stderr)
         return torch.device('cpu')
-    if not torch.cuda.is_available():
-        raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
-    index = opt.gpu_id[local] if local < len(opt.gpu_id) else local
-    if index >= torch.cuda.device_count():
-        raise InputError(f'--gpu_id {index}: there are {torch.cuda.device_count()} CUDA devices, from 0')
+    local = int(os.environ.get('LOCAL_RANK', 0))
+    index = numbers[local] if local < len(numbers) else local  # torchrun may start more than --ngpu says
     torch.cuda.set_device(index)
     torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
     return torch.device('cuda', index)
@@ -73,51 +82,62 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_rank() -> bool:
+    """Whether `launch` or torchrun started this process as a rank."""
+    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+
+
 def launch(opt: argparse.Namespace) -> None:
     """Start --ngpu ranks of this script, wait for them and end with their status; return if there is one.
 
-    Rank 0 writes to the terminal. Of another rank the last line is shown, if it is the first to fail.
+    Rank 0 writes to the terminal. If another one fails first, its last line is shown.
     """
-    if opt.ngpu == 1 or 'RANK' in os.environ:
+    if opt.ngpu == 1 or is_rank():
         return
+    cuda_devices(opt)  # an error is told once, before they start
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(opt.ngpu),
               'LOCAL_WORLD_SIZE': str(opt.ngpu)}
     if 'OMP_NUM_THREADS' not in os.environ:  # ranks on one CPU share its cores
         shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.ngpu, 1))
-    with tempfile.TemporaryFile('w+') as others:
+    with contextlib.ExitStack() as files:
+        outputs = [files.enter_context(tempfile.TemporaryFile('w+')) for _ in range(opt.ngpu)]
         started = []
-        for i in range(opt.ngpu):
-            own = {'stdout': subprocess.DEVNULL, 'stderr': others} if i else {}
+        for i, output in enumerate(outputs):
+            own = {'stdout': subprocess.DEVNULL, 'stderr': output} if i else {}
             environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
             started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
-        status = _wait(started)
-        if status and not started[0].returncode:
-            others.seek(0)
-            print(*others.read().splitlines()[-1:], file=sys.stderr)
-    sys.exit(status)
+        failed, status = _wait(started)
+        if failed and started[0].returncode != status:
+            outputs[failed].seek(0)
+            said = outputs[failed].read().splitlines() or [f'rank {failed} was ended, status {status}']
+            print(said[-1], file=sys.stderr)
+    sys.exit(128 - status if status < 0 else status)
 
 
-def _wait(started: list[subprocess.Popen]) -> int:
-    """Until all have ended; the first that fails, or an interrupt, ends the others."""
+def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
+    """The first rank to fail, which ends the others, and its status; (0, 0) if all end well."""
     try:
-        while any(p.poll() is None for p in started):
-            if any(p.returncode for p in started):
-                time.sleep(1)  # what ails one often ails rank 0 too, which then says it
-                break
+        while True:
+            states = [p.poll() for p in started]
+            failed = next((i for i, state in enumerate(states) if state), None)
+            if failed is not None:
+                time.sleep(2)  # what ails one often ails rank 0 too, which then says it
+                return failed, states[failed]
+            if None not in states:
+                return 0, 0
             time.sleep(0.05)
     finally:
-        status = next((abs(p.returncode) for p in started if p.poll()), 0)
         for p in started:
             if p.poll() is None:
                 p.send_signal(signal.SIGTERM)
         for p in started:
             try:
-                p.wait(20)
+                p.wait(10)
             except subprocess.TimeoutExpired:  # it waits for a rank that is gone
                 p.kill()
-    return status
+                p.wait()
 
 
 @contextlib.contextmanager
@@ -125,17 +145,16 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
     """The device; of several ranks this process is one, or the one that starts them and waits."""
     launch(opt)
     where = device(opt)
-    if 'RANK' not in os.environ:
+    if not is_rank():
         yield where
         return
-    dist.init_process_group('nccl' if where.type == 'cuda' else 'gloo')
-    try:
-        yield where
-    finally:
-        # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
-        # waits for their end.
-        time.sleep(0.2)
-        dist.destroy_process_group()
+    cuda = where.type == 'cuda'
+    dist.init_process_group('nccl' if cuda else 'gloo', device_id=where if cuda else None)
+    yield where
+    # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
+    # waits for their end. A rank that fails does not wait for the others at all (training.script).
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

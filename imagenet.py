@@ -80,21 +80,27 @@ def main() -> None:
         num_classes = len(test_set.classes)
         if opt.evaluate:
             path = options.evaluated(opt)
-            f, params = training.load(path, opt.dataset, num_classes, device)
-            result = training.evaluate(evaluation(f, params, opt.dtype), loader(opt, test_set, device), TOPK)
+            with devices.first_rank_first():
+                f, params = training.load(path, opt.dataset, num_classes, device)
+            test_loader = loader(opt, test_set, device)
+            result = training.evaluate(evaluation(f, params, opt.dtype), test_loader, TOPK)
+            damaged, = training.n_damaged(test_loader)
             if not devices.rank():
                 print(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
-                      f'top-5 error {100 - result["acc5"]:.2f}')
+                      f'top-5 error {100 - result["acc5"]:.2f}'
+                      + (f' without {damaged} damaged images' if damaged else ''))
             return
 
         torch.manual_seed(opt.seed)
         f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
         f_t, teacher = None, {}
         if opt.teacher_params:
-            f_t, teacher = training.load_teacher(opt.teacher_params, opt.dataset, num_classes, device)
+            with devices.first_rank_first():  # which downloads it
+                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
         folder = checkpoint.Folder(opt)
         if opt.finetune and not folder.state:
-            student = pretrained(opt.finetune, student)
+            with devices.first_rank_first():
+                student = pretrained(opt.finetune, student)
         student = training.resumed(folder, student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
         utils.trainable({name: t for name, t in student.items() if name not in fixed})

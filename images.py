@@ -237,7 +237,7 @@ class Loader:
                 raise batch
             self.damaged += batch[2]
             if self.damaged == self.n_images:
-                raise InputError(f'all {n} images of {self.reader.split.root} are damaged')
+                raise InputError(f'all {self.n_images} images of {self.reader.split.root} are damaged')
             x, labels = (t.to(self.device, non_blocking=True) for t in batch[:2])
             yield Sample(normalize(x), labels, epoch, share)
 

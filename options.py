@@ -68,9 +68,9 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
     group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
     group.add_argument('--map_p', type=power, default=2.0, help='power p of the activations in a map')
     group.add_argument('--at_groups', type=int_list, default=at_groups, metavar='[0,1,2]',
-                       help='groups that attention transfer compares; None: all')
+                       help='groups that attention transfer compares, from 0; without a default all')
     group.add_argument('--at_from_epoch', type=positive_int, default=1, metavar='EPOCH',
-                       help='first epoch, from 1, with attention transfer (paper, on ImageNet: 60)')
+                       help='first epoch with attention transfer (paper, ImageNet: 60); beta decays from 1')
 
 
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: str,
@@ -102,7 +102,8 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1',
                        help='numbers of the CUDA devices')
     group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
-    group.add_argument('--nthread', type=count, default=4, help='processes that load images from files')
+    group.add_argument('--nthread', type=count, default=4,
+                       help='processes that load images from files, for each loader of each device')
 
 
 def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) -> None:
@@ -141,7 +142,7 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     if opt.at_from_epoch > opt.epochs:
         parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
     if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
-        parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}; leave it out for all')
+        parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}')
 
 
 def evaluated(opt: argparse.Namespace) -> str:

@@ -310,6 +310,11 @@ def describe(params: Params) -> str:
     return f'{_name(found)}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
 
 
+def n_groups(params: Params) -> int:
+    """Number of groups, whose outputs attention transfer compares."""
+    return len(_find(params, 'this dictionary').blocks)
+
+
 def from_torchvision(params: Params) -> Params:
     """Names of torchvision's resnet18 and resnet34 -> ours; other names stay."""
     if 'layer1.0.conv1.weight' not in params:

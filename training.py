@@ -5,6 +5,7 @@
 """
 import argparse
 import math
+import os
 import platform
 import resource
 import shlex
@@ -48,19 +49,26 @@ def script(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as e:
-        sys.exit(_say(f'{name}: error: {e}', 2))
+        _end(_say(f'{name}: error: {e}', 2))
     except torch.OutOfMemoryError:
-        sys.exit(_say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
+        _end(_say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
     except OSError as e:
-        sys.exit(_say(f'{name}: error: {e}', 2))
+        _end(_say(f'{name}: error: {e}', 2))
     except Diverged as e:
-        sys.exit(_say(f'{name}: {e}', 1))
+        _end(_say(f'{name}: {e}', 1))
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _end(128 + signal.SIGINT)
     except RuntimeError as e:
         if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
             raise
-        sys.exit(_say(f'{name}: rank {devices.rank()} has lost another rank, which ended or was ended', 1))
+        _end(_say(f'{name}: rank {devices.rank()} has lost another rank', 1))
+
+
+def _end(status: int) -> None:
+    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _say(sentence: str, status: int = 0) -> int:
@@ -86,10 +94,14 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) 
     return f, devices.to_device(params, where)
 
 
-def load_teacher(path: Path | str, dataset: str, num_classes: int,
+def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
                  where: torch.device) -> tuple[Network, Params]:
     """A teacher: a trained network in the exported form, which computes the same with less work."""
-    _, params = load(path, dataset, num_classes, where)
+    _, params = load(path, opt.dataset, len(student['fc.bias']), where)
+    n, n_student = resnet.n_groups(params), resnet.n_groups(student)
+    if opt.beta and n != n_student:
+        raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of the '
+                         'same family, or leave out --beta')
     f, params = resnet.network(resnet.fold(params))
     return f, devices.to_device(params, where)
 
@@ -100,7 +112,7 @@ def resumed(folder: Folder, fresh: Params, where: torch.device) -> Params:
     if folder.state:
         _, student = resnet.load(folder.source)
         if {name: t.shape for name, t in student.items()} != {name: t.shape for name, t in fresh.items()}:
-            raise InputError(f'{folder.source} holds another network than --depth and --width describe')
+            raise InputError(f'{folder.source} holds a {resnet.describe(student)}: the options say another')
     return devices.to_device(student, where)
 
 
@@ -164,6 +176,12 @@ def evaluate(h_test: Method, loader: Loader, topk: tuple[int, ...] = (1,)) -> di
     engine.hooks['on_forward'] = meters.add
     engine.test(h_test, loader)
     return meters.read()
+
+
+def n_damaged(*loaders: Loader) -> list[int]:
+    """How many images of all ranks were skipped by each loader in its last epoch."""
+    return devices.summed(torch.tensor([loader.damaged for loader in loaders],
+                                       device=loaders[0].device)).tolist()
 
 
 def sgd(opt: argparse.Namespace, params: Params, lr: float) -> torch.optim.SGD:
@@ -269,8 +287,9 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                    'peak_memory': peak_memory(where),
                    'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch),
                    'ranks': devices.ranks()}
-        if train_loader.damaged or test_loader.damaged:
-            result |= {'damaged_images': [train_loader.damaged, test_loader.damaged]}
+        damaged = n_damaged(train_loader, test_loader)
+        if any(damaged):
+            result |= {'damaged_images': damaged}
         if devices.rank():
             return
         folder.save({'at_losses': []} | constants | result,

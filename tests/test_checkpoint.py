@@ -367,7 +367,7 @@ def test_weights_without_a_run_are_refused(tmp_path, lacks):
     run = make_run(tmp_path / 'run')
     state = read(run / 'model.pt7')
     write(run / 'model.pt7', {k: v for k, v in state.items() if k != lacks} if lacks != 'all' else [1, 2])
-    with pytest.raises(InputError, match=r'no checkpoint to go on from.*--teacher_id.*--evaluate'):
+    with pytest.raises(InputError, match=r'no checkpoint to go on from.*teach.*--evaluate'):
         Folder(options(run, 'auto'))
 
 
@@ -381,7 +381,7 @@ def test_missing_checkpoint_is_named(tmp_path):
 @pytest.mark.parametrize(('name', 'value'), [('depth', 16), ('width', 1.0), ('dataset', 'CIFAR10')])
 def test_another_network_or_data_set_is_refused(tmp_path, capsys, name, value):
     run = make_run(tmp_path / 'run')
-    with pytest.raises(InputError, match=f'{name} .*not {value}'):
+    with pytest.raises(InputError, match=f'{name} .*not {value!r}'):
         Folder(options(run, 'auto', **{name: value}))
     assert capsys.readouterr() == ('', '')
 

@@ -173,7 +173,7 @@ def test_a_run_of_the_published_code_teaches_and_is_evaluated(home, tmp_path, pr
     assert losses[0] == losses[1] == losses[2]
     before = listing(tmp_path)
     done = call(*SMALL, '--save', 'logs/old', '--resume', 'auto', cwd=tmp_path)
-    assert done.status == 2 and len(done.errors) == 1 and '--teacher_id' in done.err
+    assert done.status == 2 and len(done.errors) == 1 and 'can teach' in done.err
     assert listing(tmp_path) == before
 
 
@@ -399,7 +399,7 @@ MISTAKES = {
     'evaluate with a teacher': (['--evaluate', '--save', 'logs/teacher', '--teacher_id', 'x', *AT],
                                 '--evaluate'),
     'resume from nothing': ([*NEW, '--resume', 'nowhere.pt7'], 'nowhere.pt7'),
-    'resume from weights': ([*NEW, '--resume', 'logs/hundred'], '--teacher_id'),
+    'resume from weights': ([*NEW, '--resume', 'logs/hundred'], 'can teach'),
     'resume from a foreign file': ([*NEW, '--resume', 'logs/foreign'], 'run code'),
     'resume over another run': (['--save', 'logs/onlylog', '--resume', 'logs/teacher'], 'holds a run'),
     'resume deeper': (['--save', 'logs/teacher', '--resume', 'auto', '--depth', '16'], 'depth 10, not 16'),

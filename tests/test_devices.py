@@ -21,25 +21,28 @@ import devices
 import resnet
 import shapes
 from method import method
+from utils import InputError
 
 
-def rank_of(n, rank, port, fixed_bn, arguments, folder):
+def rank_of(n, rank, port, fixed_bn, script, arguments, folder):
     """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
     torch.set_num_threads(1)
     os.chdir(folder)
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
-    cifar.method = functools.partial(method, fixed_bn=fixed_bn)
-    sys.argv = ['cifar.py', *map(str, arguments)]
-    cifar.main()
+    if fixed_bn:
+        script.method = functools.partial(method, fixed_bn=True)
+    sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
+    script.main()
 
 
-def run(n, *arguments, folder, fixed_bn=False):
+def run(n, *arguments, folder, fixed_bn=False, script=cifar):
+    """A script with n ranks, without the start of Python for each."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context('fork')  # for all of them torch is imported already
-    started = [context.Process(target=rank_of, args=(n, rank, port, fixed_bn, arguments, folder))
+    started = [context.Process(target=rank_of, args=(n, rank, port, fixed_bn, script, arguments, folder))
                for rank in range(n)]
     for process in started:
         process.start()
@@ -88,6 +91,27 @@ def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
     assert f'test loss {log[2]["test_loss"]:.4f} accuracy {log[2]["test_acc"]:.2f}' in outputs[0]
 
 
+def test_devices_that_are_not_there_are_told_once(monkeypatch):
+    """By the process that would start the ranks."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    opt = cifar.parse(['--save', 'x', '--ngpu', '2'])
+    with pytest.raises(InputError, match='--gpu_id 1: there are 1 CUDA devices'):
+        devices.launch(opt)
+
+
+def test_waiting_for_ranks_sees_any_of_them_fail():
+    """Processes of their own kind: one ends well, one fails, one would wait for ever."""
+    def start(code):
+        return subprocess.Popen([sys.executable, '-c', code])
+
+    started = [start('import time; time.sleep(600)'), start('pass'), start('import sys; sys.exit(3)')]
+    begin = time.monotonic()
+    assert devices._wait(started) == (2, 3) and time.monotonic() - begin < 30
+    assert started[0].returncode == -signal.SIGTERM
+    assert devices._wait([start('pass'), start('pass')]) == (0, 0)
+
+
 def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811
     done = run_script('cifar.py', *SMALL, '--save', '/dev/null/x', '--ngpu', 2, PYTHONPATH=small)
     assert done.returncode == 2
@@ -107,8 +131,9 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
         assert found.keys() == {'0', '1'}
         start = time.monotonic()
         os.kill(found['1'], signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode != 0 and time.monotonic() - start < 60
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGKILL and time.monotonic() - start < 60
+        assert 'rank 1 was ended, status -9' in err and 'Traceback' not in err
         for pid in children:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
