@@ -128,7 +128,24 @@ def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, f
     return found
 
 
-class Loader:
+class RankLoader:
+    """What loaders have in common: of each batch of n images, the part of a rank."""
+
+    def __init__(self, n: int, batch_size: int, rank: int, ranks: int):
+        self.parts = parts(n, batch_size, rank, ranks)
+        self.epoch = 1
+        self.damaged = 0  # images that were skipped in the epoch
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def n_images(self) -> int:
+        """In an epoch, of this rank."""
+        return sum(part.stop - part.start for part, _ in self.parts)
+
+
+class Loader(RankLoader):
     """Batches of a split: with a seed, shuffled and augmented for epoch `epoch`; without, in its order.
 
     Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
@@ -138,18 +155,8 @@ class Loader:
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,
                  rank: int = 0, ranks: int = 1):
-        self.split, self.seed, self.pad = split, seed, pad
-        self.device, self.damaged = split.images.device, 0
-        self.parts = parts(len(split.labels), batch_size, rank, ranks)
-        self.epoch = 1
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    @property
-    def n_images(self) -> int:
-        """In an epoch, of this rank."""
-        return sum(part.stop - part.start for part, _ in self.parts)
+        super().__init__(len(split.labels), batch_size, rank, ranks)
+        self.split, self.seed, self.pad, self.device = split, seed, pad, split.images.device
 
     def __iter__(self) -> Iterator[Sample]:
         images, labels = self.split

@@ -197,7 +197,7 @@ def _start(_: int) -> None:
     sys.excepthook = lambda *_: None  # of the thread that hands out batches, when the main process is gone
 
 
-class Loader:
+class Loader(data.RankLoader):
     """Batches of image files: with a seed, in a new order each epoch; without, in the order of the split.
 
     Order and draws follow from (seed, epoch, image): an epoch is the same whatever went before it, and
@@ -213,19 +213,11 @@ class Loader:
             workers: int = 4, rank: int = 0, ranks: int = 1, skip_damaged: bool = False):
         if crop not in CROPS or (crop != 'center' and seed is None):
             raise InputError(f'no crop {crop!r} with seed {seed}: give one of {CROPS}, and a seed for draws')
+        super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
-        self.parts = data.parts(len(split.paths), batch_size, rank, ranks)
-        self.reader, self.epoch, self.damaged = Reader(split, crop, seed, skip_damaged), 1, 0
+        self.reader = Reader(split, crop, seed, skip_damaged)
         self.tasks: list[tuple[int, Tensor]] = []  # of an epoch, what the workers are asked for in turn
         self.pool = self.batches = None
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    @property
-    def n_images(self) -> int:
-        """In an epoch, of this rank."""
-        return sum(part.stop - part.start for part, _ in self.parts)
 
     def __iter__(self) -> Iterator[Sample]:
         n, epoch, self.damaged = len(self.reader.split.paths), self.epoch, 0

@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from conftest import call
 from PIL import Image
 
 from tools import report
@@ -252,13 +253,13 @@ def no_accuracy(folder):
     (None, ['runs', '--plot', 'out.pdf'], "argument --plot: 'out.pdf' does not end in .png or .svg"),
     (None, ['runs', '--plot', 'missing/out.png'], 'cannot write missing/out.png: No such file or directory'),
 ])
-def test_bad_input_ends_in_one_sentence(tmp_path, run_script, spoil, arguments, message):
+def test_bad_input_ends_in_one_sentence(tmp_path, spoil, arguments, message):
     write(tmp_path / 'runs' / 'a', [50, 60])
     if spoil:
         spoil(tmp_path / 'spoilt')
     before = sorted(tmp_path.rglob('*'))
-    done = run_script('tools.report', *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (2, '', f'report.py: error: {message}\n')
+    done = call(report, *arguments, cwd=tmp_path)
+    assert (done.status, done.out, done.err) == (2, '', f'tools.report.py: error: {message}\n')
     assert sorted(tmp_path.rglob('*')) == before
 
 
