@@ -530,12 +530,12 @@ def test_a_script_that_is_stopped(split, tmp_path):
         workers = [pid for job in jobs.values() for pid in job.stdout.readline().split()]
         assert len(workers) == len(alive(workers)) == 4
         os.kill(jobs[signal.SIGKILL].pid, signal.SIGKILL)
-        # Python drops a Ctrl-C that meets it in a destructor, one in some dozens here: then it is pressed again.
-        for presses in range(1, 4):
+        presses = 0  # Python drops a Ctrl-C that meets it in a destructor: then it is pressed again
+        while jobs[signal.SIGINT].poll() is None and presses < 3:
             os.killpg(jobs[signal.SIGINT].pid, signal.SIGINT)
+            presses += 1
             with contextlib.suppress(subprocess.TimeoutExpired):
                 jobs[signal.SIGINT].wait(15)
-                break
         err = {number: job.communicate(timeout=60)[1] for number, job in jobs.items()}
         assert [job.returncode for job in jobs.values()] == [-9, 130]
         assert presses > 1 or 'Traceback' not in err[signal.SIGINT]
