@@ -160,7 +160,7 @@ class Folder:
             # By their text, since a stranger's file may hold values of any kind.
             if name not in before or repr(before[name]) == repr(value):
                 continue
-            if name in ('depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
+            if name in ('model', 'depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
                     before[name] and value):
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ngpu',

@@ -12,36 +12,57 @@ import torch
 import checkpoint
 import data
 import devices
+import nin
 import options
 import resnet
 import training
 import utils
-from method import evaluation, method
+from method import adaptors, evaluation, method
 from utils import InputError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = options.Parser('Train a wide ResNet on CIFAR, alone or as the student of a teacher.')
+    parser = options.Parser('Train a network on CIFAR, alone or as the student of a teacher.')
     group = parser.add_argument_group('model')
+    group.add_argument('--model', choices=['wrn', 'nin'], default='wrn',
+                       help='wide ResNet or Network-in-Network')
     group.add_argument('--depth', type=options.positive_int, default=16,
-                       help='6n + 4: 10, 16, 22, 28, 34, 40, ...')
-    group.add_argument('--width', type=options.positive, default=1.0, help='times 16, 32, 64 channels')
+                       help='of a wide ResNet, 6n + 4: 10, 16, 22, 28, 34, 40, ...')
+    group.add_argument('--width', type=options.positive, default=1.0,
+                       help='times 16, 32, 64 channels; of a NIN the channels (thin 96, wide 192)')
+    group.add_argument('--no_bn', action='store_true', help='a NIN with biases in place of BN')
+    group.add_argument('--no_pool_relu', action='store_true', help='a NIN without ReLU before pooling')
     group.add_argument('--teacher_id', default='', metavar='RUN',
                        help="the teacher: a run's name under logs/, its folder, or a file of weights")
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
     group.add_argument('--dataroot', default='.', metavar='FOLDER',
                        help='where CIFAR lies or is downloaded to')
+    group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
+                       help='random crop and mirror, or mirror only')
     group.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
                        help='reflected border of the random crop')
+    group.add_argument('--max_images', type=options.count, default=0, metavar='N',
+                       help='only the first N images of each split, to try things; 0 is all')
     options.add_method(parser)
     options.add_training(parser, batch_size=128, epochs=200, epoch_step='[60,120,160]', lr_decay_ratio=0.2,
                          weight_decay=5e-4)
     options.add_device(parser)
     opt = parser.parse_args(arguments)
+    if opt.model == 'nin':
+        parser.set_defaults(depth=nin.DEPTH, width=nin.THIN)
+        opt = parser.parse_args(arguments)
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
+    if opt.augment != 'crop_flip' and opt.randomcrop_pad != parser.get_default('randomcrop_pad'):
+        parser.error(f'--randomcrop_pad has no effect with --augment {opt.augment}')
+    if opt.model == 'nin' and opt.depth != nin.DEPTH:
+        parser.error(f'--depth is for wide ResNets: a NIN has {nin.DEPTH} convolutions')
+    if opt.model == 'nin' and opt.width % 1:
+        parser.error(f'--width {opt.width:g}: of a NIN it is the number of channels, 96 or 192 in the paper')
+    if opt.model == 'wrn' and (opt.no_bn or opt.no_pool_relu):
+        parser.error(f'--{"no_bn" if opt.no_bn else "no_pool_relu"} is for --model nin')
     if opt.width > 1000:
         parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1 and 2')
     if opt.dataset == 'shapes' and opt.dataroot != parser.get_default('dataroot'):
@@ -67,12 +88,16 @@ def main() -> None:
             return
 
         torch.manual_seed(opt.seed)
-        f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
+        if opt.model == 'nin':
+            f_s, student = nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
+        else:
+            f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
         f_t, teacher = None, {}
         if opt.teacher_id:
             f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
+        hints = adaptors(opt, f_s, student, f_t, teacher)
         folder = checkpoint.Folder(opt)
-        student = training.resumed(folder, student, device)
+        student = training.resumed(folder, student, hints, device)
         utils.trainable(student)
         f_s, student = devices.parallel(f_s, student)
 
@@ -80,19 +105,21 @@ def main() -> None:
         h = method(opt, f_s, student, f_t, teacher)
         h_test = evaluation(f_s, student, opt.dtype)
         training.train(opt, folder, h, h_test, student,
-                       loader(train_set, opt.batch_size, opt.seed, opt.randomcrop_pad),
+                       loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad),
                        loader(test_set, data.TEST_BATCH), num_classes)
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:
     """Training and test images; only one rank downloads them."""
     with devices.first_rank_first():
-        return data.load(opt.dataset, opt.dataroot, device)
+        return data.load(opt.dataset, opt.dataroot, device, opt.max_images)
 
 
-def loader(split: data.Images, batch_size: int, seed: int | None = None, pad: int = 0) -> data.Loader:
+def loader(split: data.Images, batch_size: int, seed: int | None = None, augment: str = 'none',
+           pad: int = 0) -> data.Loader:
     """The batches of this rank."""
-    return data.Loader(split, batch_size, seed, pad, devices.rank(), devices.ranks())
+    return data.Loader(split, batch_size, seed, pad if augment == 'crop_flip' else 0, devices.rank(),
+                       devices.ranks(), flip=augment != 'none')
 
 
 def find_teacher(name: str) -> Path:

@@ -44,14 +44,18 @@ class Sample(NamedTuple):
 # --- data sets -------------------------------------------------------------------------------------------
 
 
-def load(name: str, root: str, device: torch.device) -> tuple[Images, Images]:
-    """Training and test split of CIFAR10 or CIFAR100, downloaded to `root` if missing, or of shapes."""
+def load(name: str, root: str, device: torch.device, max_images: int = 0) -> tuple[Images, Images]:
+    """Training and test split of CIFAR10 or CIFAR100, downloaded to `root` if missing, or of shapes.
+
+    max_images: only so many of each split, the first ones; 0 takes all.
+    """
     if name == 'shapes':
         splits = shapes.load(train=True), shapes.load(train=False)
     else:
         splits = tuple(_cifar(name, root, train) for train in (True, False))
-    train, test = (Images(torch.from_numpy(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device))
-                   for x, y in splits)
+    first = slice(max_images or None)
+    train, test = (Images(torch.from_numpy(x[first]).to(device),
+                          torch.as_tensor(y[first], dtype=torch.int64).to(device)) for x, y in splits)
     return train, test
 
 
@@ -148,15 +152,17 @@ class RankLoader:
 class Loader(RankLoader):
     """Batches of a split: with a seed, shuffled and augmented for epoch `epoch`; without, in its order.
 
+    Augmentation is a random crop, after a reflected border of `pad` pixels, and with `flip` a random mirror.
+
     Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
     same whatever went before it, and whatever the number of ranks, each of which gets a part of each batch.
     The last batch is as small as it must be; each image comes once an epoch.
     """
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,
-                 rank: int = 0, ranks: int = 1):
+                 rank: int = 0, ranks: int = 1, flip: bool = True):
         super().__init__(len(split.labels), batch_size, rank, ranks)
-        self.split, self.seed, self.pad, self.device = split, seed, pad, split.images.device
+        self.split, self.seed, self.pad, self.flip, self.device = split, seed, pad, flip, split.images.device
 
     def __iter__(self) -> Iterator[Sample]:
         images, labels = self.split
@@ -175,7 +181,7 @@ class Loader(RankLoader):
         n = len(self.split.labels)
         return (torch.randperm(n, generator=order),
                 torch.randint(2 * self.pad + 1, (n, 2), generator=augmentation),
-                torch.rand(n, generator=augmentation) < 0.5)
+                torch.rand(n, generator=augmentation) < (0.5 if self.flip else 0))
 
 
 def generator(seed: int, epoch: int, stream: int) -> torch.Generator:

@@ -19,7 +19,7 @@ import resnet
 import splits
 import training
 import utils
-from method import evaluation, method
+from method import adaptors, evaluation, method
 from utils import InputError, Params
 
 TOPK = (1, 5)
@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
     opt.imagenetpath = str(Path(opt.imagenetpath).expanduser())
     if not opt.evaluate and not opt.save:
-        losses = ''.join(f'_{name}' for name, weight in (('at', opt.beta), ('kd', opt.alpha)) if weight)
+        losses = ''.join(f'_{name}' for name, weight in options.LOSSES.items() if getattr(opt, weight))
         opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
     if opt.evaluate and opt.finetune:
@@ -97,11 +97,12 @@ def main() -> None:
         if opt.teacher_params:
             with devices.first_rank_first():  # which downloads it
                 f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
+        hints = adaptors(opt, f_s, student, f_t, teacher)
         folder = checkpoint.Folder(opt)
         if opt.finetune and not folder.state:
             with devices.first_rank_first():
                 student = pretrained(opt.finetune, student)
-        student = training.resumed(folder, student, device)
+        student = training.resumed(folder, student, hints, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
         utils.trainable({name: t for name, t in student.items() if name not in fixed})
         f_s, student = devices.parallel(f_s, student)

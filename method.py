@@ -27,12 +27,16 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What losses are made of: logits and groups of the student and, where there is one, of the teacher."""
-    y_s: Tensor  # (B, K)
-    g_s: tuple[Tensor, ...]  # (B, C, H, W) each
-    y_t: Tensor | None
-    g_t: tuple[Tensor, ...]
+    """What losses are made of; of the teacher, of gradients and of mirrored images only where a loss asks."""
     labels: Tensor  # (B,)
+    y_s: Tensor  # (B, K), logits
+    g_s: tuple[Tensor, ...]  # (B, C, H, W) each, the groups' activations
+    y_t: Tensor | None = None
+    g_t: tuple[Tensor, ...] = ()
+    j_s: Tensor | None = None  # (B, 3, H, W), d CE / d x
+    j_t: Tensor | None = None
+    y_m: Tensor | None = None  # of the student for mirrored images
+    j_m: Tensor | None = None
 
 
 class Term(NamedTuple):
@@ -40,45 +44,116 @@ class Term(NamedTuple):
     name: str
     weight: Callable[[int], float]
     losses: Callable[[Step], list[Tensor]]
+    teacher: bool = True  # whether it compares with one
 
 
 Method = Callable[[Sample], tuple[Tensor, Output]]
+ADAPTOR = 'adaptor'  # their names, followed by the number of the group
 
 
 def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None = None,
            teacher: Params | None = None, fixed_bn: bool = False) -> Method:
     """The training step: h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
 
-    The teacher is asked only in epochs in which something is learned from it. fixed_bn: the student's BN
-    keeps its running statistics, for fine-tuning.
+    `student` has the adaptors of full-activation transfer as well. The teacher is asked only in epochs in
+    which something is learned from it. fixed_bn: the student's BN keeps its running statistics, for
+    fine-tuning. A second pass, of mirrored images, takes the statistics of its own batch where the first
+    does, and leaves no trace in the running ones.
     """
-    terms = []
-    if opt.beta:
-        def attention(s: Step) -> list[Tensor]:
-            groups = range(len(s.g_s)) if opt.at_groups is None else opt.at_groups
-            return [utils.at_loss(s.g_s[i], s.g_t[i], opt.map_p, opt.map) for i in groups]
-        terms.append(Term('at', lambda epoch: options.beta_at(opt, epoch), attention))
+    terms = terms_of(opt, student)
+    gradients = bool(opt.grad_beta or opt.sym_beta or opt.l2_beta)
+
+    def student_step(x: Tensor, labels: Tensor) -> Step:
+        if not gradients:
+            with autocast(x.device, opt.dtype):
+                return Step(labels, *f_s(x, student, not fixed_bn))
+        j_m = y_m = None
+        x = x.detach().requires_grad_()
+        with autocast(x.device, opt.dtype):
+            y_s, g_s = f_s(x, student, not fixed_bn)
+        j_s = utils.input_gradient(x, y_s, labels)
+        if opt.sym_beta:
+            mirrored = x.detach().flip(3).requires_grad_()
+            with autocast(x.device, opt.dtype), utils.statistics_aside(student):
+                y_m, _ = f_s(mirrored, student, not fixed_bn)
+            j_m = utils.input_gradient(mirrored, y_m, labels)
+        return Step(labels, y_s, g_s, j_s=j_s, y_m=y_m, j_m=j_m)
+
+    def ask_teacher(x: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Logits, groups and, for gradient-based transfer, J."""
+        x = x.detach().requires_grad_(bool(opt.grad_beta))
+        with torch.set_grad_enabled(bool(opt.grad_beta)), autocast(x.device, opt.dtype):
+            y_t, g_t = f_t(x, teacher, False)
+        j_t = utils.input_gradient(x, y_t, labels, create_graph=False) if opt.grad_beta else None
+        return y_t.detach(), tuple(g.detach() for g in g_t), j_t
 
     def classification(s: Step) -> Tensor:
         if opt.alpha:
             return utils.distillation(s.y_s, s.y_t, s.labels, opt.temperature, opt.alpha)
         return F.cross_entropy(utils.full(s.y_s), s.labels)
 
+    def losses(x: Tensor, labels: Tensor, on: list[bool]) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """Classification loss, logits, and the losses of the terms that are on."""
+        present = [term for term, is_on in zip(terms, on, strict=True) if is_on]
+        y_t, g_t, j_t = None, (), None
+        if opt.alpha or any(term.teacher for term in present):
+            y_t, g_t, j_t = ask_teacher(x, labels)
+        step = student_step(x, labels)._replace(y_t=y_t, g_t=g_t, j_t=j_t)
+        return classification(step), step.y_s, [term.losses(step) for term in present]
+
+    if opt.compile:
+        losses = torch.compile(losses)
+
     def h(sample: Sample) -> tuple[Tensor, Output]:
-        x, labels, epoch, _ = sample
-        on = [term for term in terms if term.weight(epoch)]
-        y_t, g_t = None, ()
-        with autocast(x.device, opt.dtype):
-            if on or opt.alpha:
-                with torch.no_grad():
-                    y_t, g_t = f_t(x, teacher, False)
-            y_s, g_s = f_s(x, student, not fixed_bn)
-        step = Step(y_s, g_s, y_t, g_t, labels)
-        losses = {term.name: term.losses(step) for term in on}
-        loss = classification(step) + sum(term.weight(epoch) * sum(losses[term.name]) for term in on)
-        return loss, Output(y_s, losses)
+        weights = {term.name: term.weight(sample.epoch) for term in terms}
+        loss, logits, found = losses(sample.x, sample.labels, [bool(weight) for weight in weights.values()])
+        found = dict(zip([name for name, weight in weights.items() if weight], found, strict=True))
+        loss = loss + sum(weights[name] * sum(of_groups) for name, of_groups in found.items())
+        return loss, Output(logits, found)
 
     return h
+
+
+def terms_of(opt: argparse.Namespace, student: Params) -> list[Term]:
+    """The losses that the options switch on, beside classification and distillation."""
+    def groups(s: Step) -> range | list[int]:
+        return range(len(s.g_s)) if opt.at_groups is None else opt.at_groups
+
+    def attention(s: Step) -> list[Tensor]:
+        return [utils.at_loss(s.g_s[i], s.g_t[i], opt.map_p, opt.map) for i in groups(s)]
+
+    def full_activation(s: Step) -> list[Tensor]:
+        return [utils.full_activation_loss(s.g_s[i], s.g_t[i], student.get(ADAPTOR + str(i)))
+                for i in groups(s)]
+
+    terms = [
+        Term('at', lambda epoch: options.beta_at(opt, epoch), attention),
+        Term('hint', lambda epoch: opt.hint_beta * options.decay_at(opt, epoch), full_activation),
+        Term('grad', lambda epoch: opt.grad_beta, lambda s: [utils.gradient_loss(s.j_s, s.j_t)]),
+        Term('sym', lambda epoch: opt.sym_beta, lambda s: [
+            utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)], teacher=False),
+        Term('l2', lambda epoch: opt.l2_beta, lambda s: [utils.min_l2_loss(s.j_s)], teacher=False)]
+    weights = opt.beta, opt.hint_beta, opt.grad_beta, opt.sym_beta, opt.l2_beta
+    return [term for term, weight in zip(terms, weights, strict=True) if weight]
+
+
+def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
+             teacher: Params) -> Params:
+    """Fresh 1x1 convolutions of full-activation transfer, for the groups whose numbers of channels differ.
+
+    They are trained with the student and kept in its checkpoint, beside it: the student does without them.
+    """
+    if not opt.hint_beta:
+        return {}
+
+    @torch.no_grad()
+    def channels(f: Network, params: Params) -> list[int]:
+        _, groups = f(torch.zeros(1, 3, 64, 64, device=params['fc.bias'].device), params, False)
+        return [g.shape[1] for g in groups]
+
+    pairs = enumerate(zip(channels(f_s, student), channels(f_t, teacher), strict=True))
+    return {f'{ADAPTOR}{i}': utils.conv_params(c_s, c_t, 1) for i, (c_s, c_t) in pairs
+            if c_s != c_t and (opt.at_groups is None or i in opt.at_groups)}
 
 
 def evaluation(f: Network, params: Params, dtype: str) -> Method:

@@ -10,7 +10,14 @@ from typing import NoReturn
 
 import utils
 
-TEACHER_LOSSES = ('alpha', 'beta')  # weights of what a student learns from a teacher
+# Names of losses, and the options that weigh them.
+LOSSES = {'at': 'beta', 'kd': 'alpha', 'hint': 'hint_beta', 'grad': 'grad_beta', 'sym': 'sym_beta',
+          'l2': 'l2_beta'}
+TEACHER_LOSSES = ('alpha', 'beta', 'hint_beta', 'grad_beta')  # weights of what is learned from a teacher
+GRADIENT_LOSSES = ('grad_beta', 'sym_beta', 'l2_beta')  # that need gradients of gradients
+# Options that act only where one of others has a value, and those others.
+NEEDS = {'beta_decay': ('beta', 'hint_beta'), 'map': ('beta',), 'map_p': ('beta',),
+         'at_groups': ('beta', 'hint_beta'), 'at_from_epoch': ('beta',), 'temperature': ('alpha',)}
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,19 +65,27 @@ def int_list(text: str) -> list[int]:
 
 
 def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
-    """What the student learns from the teacher; 0 switches a loss off."""
+    """What the student learns beside its labels; 0 switches a loss off."""
     group = parser.add_argument_group('method')
     group.add_argument('--alpha', type=fraction, default=0.0, help='weight of distillation (paper: 0.9)')
     group.add_argument('--temperature', type=positive, default=4.0, help='temperature T of distillation')
     group.add_argument('--beta', type=weight, default=0.0, help='weight of attention transfer (paper: 1e+3)')
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
-                       help='how beta falls over the epochs; step: by lr_decay_ratio at epoch_step')
+                       help='how beta and hint_beta fall; step: by lr_decay_ratio at epoch_step')
     group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
     group.add_argument('--map_p', type=power, default=2.0, help='power p of the activations in a map')
     group.add_argument('--at_groups', type=int_list, default=at_groups, metavar='[0,1,2]',
-                       help='groups that attention transfer compares, from 0; without a default all')
+                       help='groups whose maps or activations are compared, from 0; without a default all')
     group.add_argument('--at_from_epoch', type=positive_int, default=1, metavar='EPOCH',
                        help='first epoch with attention transfer (paper, ImageNet: 60); beta decays from 1')
+    group.add_argument('--hint_beta', type=weight, default=0.0,
+                       help='weight of full-activation transfer (F-ActT); it decays as beta does')
+    group.add_argument('--grad_beta', type=weight, default=0.0,
+                       help='weight of gradient-based attention transfer (Eq. 4)')
+    group.add_argument('--sym_beta', type=weight, default=0.0,
+                       help='weight of the symmetry norm (Eq. 6), which needs no teacher')
+    group.add_argument('--l2_beta', type=weight, default=0.0,
+                       help='weight of the norm of the gradient (min-l2), which needs no teacher')
 
 
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: str,
@@ -99,6 +114,7 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
+    group.add_argument('--compile', action='store_true', help='compile the step with torch.compile')
     group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1',
                        help='numbers of the CUDA devices')
     group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
@@ -127,18 +143,20 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
     learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]
-    if opt.evaluate and (given or learns):
-        parser.error(f'--evaluate learns nothing: leave out --{(learns or [teacher])[0]}')
+    gradients = [name for name in GRADIENT_LOSSES if getattr(opt, name)]
+    if opt.evaluate and (given or learns or gradients):
+        parser.error(f'--evaluate learns nothing: leave out --{[*learns, *gradients, teacher][0]}')
+    if opt.compile and gradients:
+        parser.error(f'--{gradients[0]} needs gradients of gradients, which torch.compile cannot make: '
+                     'leave out --compile')
     if learns and not given:
         parser.error(f'--{learns[0]} needs a teacher: add --{teacher} with its run or its weights')
     if given and not learns:
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
                      'transfer, --alpha 0.9 for distillation, or both')
-    for name, needs in (('beta_decay', 'beta'), ('map', 'beta'), ('map_p', 'beta'), ('at_groups', 'beta'),
-                        ('at_from_epoch', 'beta'),
-                        ('temperature', 'alpha')):
-        if getattr(opt, name) != parser.get_default(name) and not getattr(opt, needs):
-            parser.error(f'--{name} has no effect without --{needs}')
+    for name, needs in NEEDS.items():
+        if getattr(opt, name) != parser.get_default(name) and not any(getattr(opt, need) for need in needs):
+            parser.error(f'--{name} has no effect without --{" or --".join(needs)}')
     if opt.at_from_epoch > opt.epochs:
         parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
     if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
@@ -154,7 +172,12 @@ def beta_at(opt: argparse.Namespace, epoch: int) -> float:
     """Weight of attention transfer in an epoch, from 1."""
     if epoch < opt.at_from_epoch:
         return 0.0
-    return opt.beta * utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
+    return opt.beta * decay_at(opt, epoch)
+
+
+def decay_at(opt: argparse.Namespace, epoch: int) -> float:
+    """Factor on beta and hint_beta in an epoch, from 1."""
+    return utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
 
 
 def lr_at(opt: argparse.Namespace, epoch: int) -> float:

@@ -6,8 +6,8 @@
     logits, groups = f(torch.randn(2, 3, 224, 224), params, mode=False)
 
 A network is a function and a flat dictionary of tensors. The names are an interface: checkpoints, exports and
-logs of the published code carry the same ones. `fold` brings a network into the exported form, without BN:
-the same maps and logits for less work.
+logs of the published code carry the same ones. `load` reads them, NIN's too; `fold` brings a network into the
+exported form, without BN: the same maps and logits for less work.
 """
 import re
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import folded
+import nin
 import utils
 import weights
+from folded import fold
 from utils import InputError, Network, Params
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of the ImageNet networks, by depth
-EPS = 1e-5  # of BN, here and in torchvision
 
 
 # --- CIFAR: pre-activation wide ResNets ------------------------------------------------------------------
@@ -73,13 +75,9 @@ def _wide_resnet_function(n: int) -> Network:
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
             groups.append(x)  # (N, 16 w 2^g, H / 2^g, W / 2^g)
         x = F.relu(utils.batch_norm(x, params, base + 'bn', mode))
-        return _classify(x, params, base), tuple(groups)
+        return utils.classify(x, params, base), tuple(groups)
 
     return f
-
-
-def _classify(x: Tensor, params: Params, base: str) -> Tensor:
-    return F.linear(x.mean((2, 3)), params[base + 'fc.weight'], params[base + 'fc.bias'])
 
 
 # --- ImageNet: post-activation ResNets -------------------------------------------------------------------
@@ -136,130 +134,9 @@ def _resnet_function(blocks: Sequence[int]) -> Network:
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
             groups.append(x)  # (N, 64 w 2^g, H / 2^(g+2), W / 2^(g+2))
-        return _classify(x, params, base), tuple(groups)
+        return utils.classify(x, params, base), tuple(groups)
 
     return f
-
-
-# --- without BN: exported and frozen networks ------------------------------------------------------------
-
-
-def fold(params: Params) -> Params:
-    """The exported form, equal to the network in evaluation mode: BN folded into the convolution before it.
-
-    Of a ResNet, `conv0.{weight,bias}` and so on, `conv_dim` for `convdim`. In a wide ResNet only `bn1` comes
-    after a convolution, to go into `conv0.{weight,bias}`; `bn0` becomes `affine0.{a,b}`, and `bn`
-    `affine_last`, for a * x + b. A network without BN statistics is returned as it is.
-    """
-    if not any(map(utils.is_statistic, params)):
-        return dict(params)
-    preactivation = 'bn.weight' in params
-    folded = {}
-    for name, t in params.items():
-        to = name.replace('convdim', 'conv_dim')
-        if t.dim() == 4 and (not preactivation or name.endswith('.conv0')):
-            bn = name.replace('.conv0', '.bn1') if preactivation else name.replace('conv', 'bn')
-            a, b = _affine(params, bn, t)
-            folded |= {f'{to}.weight': (t * a[:, None, None, None]).to(t.dtype), f'{to}.bias': b.to(t.dtype)}
-        elif t.dim() == 4 or name.startswith('fc.'):
-            folded[to] = t
-        elif preactivation and name.endswith(('bn0.weight', 'bn.weight')):
-            bn = name.removesuffix('.weight')
-            a, b = _affine(params, bn, t)
-            to = 'affine_last' if bn == 'bn' else bn.replace('bn0', 'affine0')
-            folded |= {f'{to}.a': a.to(t.dtype), f'{to}.b': b.to(t.dtype)}
-    return folded
-
-
-def _affine(params: Params, bn: str, conv: Tensor) -> tuple[Tensor, Tensor]:
-    """BN in evaluation mode as a * x + b, in float64; a = 1 and b = 0 after a convolution without BN."""
-    if bn + '.weight' not in params:  # the published student's shortcut
-        return conv.new_ones(len(conv), dtype=torch.float64), conv.new_zeros(len(conv), dtype=torch.float64)
-    weight, bias, mean, var = (params[f'{bn}.{name}'].double()
-                               for name in ('weight', 'bias', 'running_mean', 'running_var'))
-    a = weight / (var + EPS).sqrt()
-    return a, bias - a * mean
-
-
-def _folded_function(blocks: Sequence[int]) -> Network:
-    """Of a post-activation ResNet whose BN lies in its convolutions."""
-    def conv(x: Tensor, params: Params, name: str, stride: int = 1, padding: int = 0) -> Tensor:
-        return F.conv2d(x, params[name + '.weight'], params[name + '.bias'], stride, padding)
-
-    def block(x: Tensor, params: Params, base: str, stride: int) -> Tensor:
-        y = F.relu(conv(x, params, base + '.conv0', stride, padding=1), inplace=True)
-        y = conv(y, params, base + '.conv1', padding=1)
-        if base + '.conv_dim.weight' in params:
-            x = conv(x, params, base + '.conv_dim', stride)
-        return F.relu(y + x, inplace=True)
-
-    def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
-        x = F.relu(conv(x, params, base + 'conv0', stride=2, padding=3), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        groups = []
-        for g, n in enumerate(blocks):
-            for b in range(n):
-                x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
-            groups.append(x)
-        return _classify(x, params, base), tuple(groups)
-
-    return f
-
-
-def _affine_function(blocks: Sequence[int]) -> Network:
-    """Of a pre-activation ResNet with affine maps for BN: resnet-18-at-export, or a folded wide ResNet."""
-    def affine(x: Tensor, params: Params, base: str) -> Tensor:
-        """Without tensors at `base`, x: the first block of the export follows a ReLU, or BN is folded."""
-        a = params.get(base + '.a')
-        return x if a is None else torch.addcmul(params[base + '.b'][:, None, None], x, a[:, None, None])
-
-    def block(x: Tensor, params: Params, base: str, stride: int) -> Tensor:
-        o = F.relu(affine(x, params, base + '.affine0'))
-        weight, bias = params.get(base + '.conv0'), None
-        if weight is None:
-            weight, bias = params[base + '.conv0.weight'], params[base + '.conv0.bias']
-        y = F.relu(affine(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1'))
-        y = F.conv2d(y, params[base + '.conv1'], padding=1)
-        shortcut = params.get(base + '.conv_dim')
-        return y + (x if shortcut is None else F.conv2d(o, shortcut, stride=stride))
-
-    def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
-        if base + 'affine0.a' in params:  # for ImageNet
-            x = F.conv2d(x, params[base + 'conv0'], stride=2, padding=3)
-            x = F.max_pool2d(F.relu(affine(x, params, base + 'affine0')), 3, stride=2, padding=1)
-        else:
-            x = F.conv2d(x, params[base + 'conv0'], padding=1)
-        groups = []
-        for g, n in enumerate(blocks):
-            for b in range(n):
-                x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
-            groups.append(x)
-        x = F.relu(affine(x, params, base + 'affine_last'))
-        return _classify(x, params, base), tuple(groups)
-
-    return f
-
-
-def _affine_resnet(blocks: Sequence[int], width: float, num_classes: int) -> Params:
-    """Tensors of the form of resnet-18-at-export: 56 of them, 11,687,720 parameters, for ResNet-18."""
-    def affine(n: int) -> Params:
-        return {'a': torch.ones(n), 'b': torch.zeros(n)}
-
-    widths = [int(n * width) for n in (64, 128, 256, 512)]
-    params = {'conv0': utils.conv_params(3, 64, 7), 'affine0': affine(64)}
-    for g, (n_in, n_out) in enumerate(zip([64, *widths[:3]], widths, strict=True)):
-        params[f'group{g}'] = {}
-        for b in range(blocks[g]):
-            block = {'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3)}
-            if g or b:
-                block['affine0'] = affine(n_in)
-            block['affine1'] = affine(n_out)
-            if n_in != n_out:
-                block['conv_dim'] = utils.conv_params(n_in, n_out, 1)
-            params[f'group{g}'][f'block{b}'] = block
-            n_in = n_out
-    params |= {'affine_last': affine(widths[3]), 'fc': utils.linear_params(widths[3], num_classes)}
-    return utils.flatten(params)
 
 
 # --- weights from files ----------------------------------------------------------------------------------
@@ -267,7 +144,7 @@ def _affine_resnet(blocks: Sequence[int], width: float, num_classes: int) -> Par
 
 FAMILIES = {  # how names begin that no network before it in this list has
     'bn.': 'wide ResNet', 'bn0.': 'ResNet', 'conv0.': 'folded ResNet', 'affine0.': 'pre-activation ResNet',
-    'affine_last.': 'folded wide ResNet'}
+    'affine_last.': 'folded wide ResNet', 'group0.conv0': 'NIN'}
 
 
 class Found(NamedTuple):
@@ -281,9 +158,10 @@ class Found(NamedTuple):
 def load(path: Path | str) -> tuple[Network, Params]:
     """The network in `path` and its tensors, on the CPU; the kind is told by their names.
 
-    Own checkpoints and runs' folders, those of the published code (of student and teacher, the student), the
-    folded exports and resnet-18-at-export, torchvision's resnet18 and resnet34, from any file or address that
-    `weights.read` takes. InputError lists what is missing and what is unknown of anything else.
+    Wide ResNets, ResNets and NIN, of own checkpoints and runs' folders, those of the published code (of
+    student and teacher, the student), the folded exports and resnet-18-at-export, torchvision's resnet18 and
+    resnet34: from any file or address that `weights.read` takes. InputError lists what is missing and what is
+    unknown.
     """
     return network(weights.read(path), str(path))
 
@@ -308,6 +186,11 @@ def describe(params: Params) -> str:
     """Kind, depth, width, number of classes and of parameters of a network's tensors, in a line."""
     found = _find(params, 'this dictionary')
     return f'{_name(found)}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
+
+
+def image_size(params: Params) -> int:
+    """Side of the images that a network is made for, in pixels: 32 of CIFAR, 224 of ImageNet."""
+    return 32 if n_groups(params) == 3 else 224
 
 
 def n_groups(params: Params) -> int:
@@ -335,13 +218,18 @@ def _find(params: Params, source: str) -> Found:
     if not families:
         raise InputError(f'{source} holds no network of this project: its tensors are {_some(list(params))}')
     family = families[0]
-    wide = 'wide' in family
 
     def output(name: str) -> int:
         t = params.get(name, params.get(name + '.weight'))
         if t is None or not t.dim():
             raise InputError(f'{source} looks like a {family} but lacks {name}')
         return t.shape[0]
+
+    if family == 'NIN':  # folded, it is one without BN
+        family += '' if any(map(utils.is_statistic, params)) else ' without BN'
+        family += ' without ReLU before pooling' if any('.linear2' in name for name in params) else ''
+        return Found(family, (1, 1, 1), output('group0.conv0'), output('fc.weight'))
+    wide = 'wide' in family
 
     blocks = []
     for g in range(3 if wide else 4):
@@ -359,6 +247,8 @@ def _some(names: Iterable[str]) -> str:
 
 def _name(found: Found) -> str:
     n = sum(found.blocks)
+    if 'NIN' in found.family:
+        return found.family.replace('NIN', f'NIN of width {found.width:g}')
     if 'wide' in found.family:
         return f'{"folded " if "folded" in found.family else ""}WRN-{2 * n + 4}-{found.width:g}'
     return f'{found.family}-{2 * n + 2} of width {found.width:g}'
@@ -369,18 +259,22 @@ def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
     family, blocks, width, num_classes = found
     try:
         with torch.device('meta'):
-            if 'wide' in family:
+            if 'NIN' in family:
+                f, expected = nin.nin(width, num_classes, bn='without BN' not in family,
+                                      pool_relu='without ReLU' not in family)
+            elif 'wide' in family:
                 f, expected = wide_resnet(2 * sum(blocks) + 4, width, num_classes)
                 if family.startswith('folded'):
-                    f, expected = _affine_function(blocks), fold(expected)
+                    f, expected = folded.pre_activation(blocks), fold(expected)
             elif family == 'pre-activation ResNet':
-                f, expected = _affine_function(blocks), _affine_resnet(blocks, width, num_classes)
+                f = folded.pre_activation(blocks)
+                expected = folded.pre_activation_params(blocks, width, num_classes)
             else:
                 f, expected = _resnet(blocks, width, num_classes)
                 if not any('.bndim.' in name for name in params):  # as in the published student
                     expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
                 if family.startswith('folded'):
-                    f, expected = _folded_function(blocks), fold(expected)
+                    f, expected = folded.post_activation(blocks), fold(expected)
     except InputError as e:
         raise InputError(f'{source} holds no network of this project: {e}') from None
     return f, expected

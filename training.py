@@ -32,7 +32,7 @@ import resnet
 import utils
 from checkpoint import Folder
 from data import Sample
-from method import Method, Output
+from method import ADAPTOR, Method, Output
 from utils import InputError, Network, Params
 
 Loader = data.Loader | images.Loader
@@ -99,21 +99,31 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
     """A teacher: a trained network in the exported form, which computes the same with less work."""
     _, params = load(path, opt.dataset, len(student['fc.bias']), where)
     n, n_student = resnet.n_groups(params), resnet.n_groups(student)
-    if opt.beta and n != n_student:
-        raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of the '
-                         'same family, or leave out --beta')
+    compared = [name for name in ('beta', 'hint_beta') if getattr(opt, name)]
+    if compared and n != n_student:
+        raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of as '
+                         f'many, or leave out --{compared[0]}')
     f, params = resnet.network(resnet.fold(params))
     return f, devices.to_device(params, where)
 
 
-def resumed(folder: Folder, fresh: Params, where: torch.device) -> Params:
-    """The student to train, on the device: of the checkpoint to go on from, if there is one, else `fresh`."""
+def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device) -> Params:
+    """What is trained, student and adaptors, on the device: of the checkpoint to go on from, or fresh."""
     student = fresh
     if folder.state:
         _, student = resnet.load(folder.source)
-        if {name: t.shape for name, t in student.items()} != {name: t.shape for name, t in fresh.items()}:
+        if _shapes(student) != _shapes(fresh):
             raise InputError(f'{folder.source} holds a {resnet.describe(student)}: the options say another')
-    return devices.to_device(student, where)
+        saved = folder.state.get('adaptors')
+        if adaptors and not (isinstance(saved, dict) and _shapes(saved) == _shapes(adaptors)):
+            raise InputError(f'{folder.source} lacks the adaptors that --hint_beta goes on training: give '
+                             'the options and the teacher of the run, or begin a new one by another --save')
+        adaptors = {name: saved[name] for name in adaptors}
+    return devices.to_device(student | adaptors, where)
+
+
+def _shapes(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(t, 'shape', None) for name, t in params.items()}
 
 
 # --- epochs ----------------------------------------------------------------------------------------------
@@ -226,8 +236,9 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
           train_loader: Loader, test_loader: Loader, num_classes: int, topk: tuple[int, ...] = (1,)) -> None:
     """All epochs that are left of a run; after each, a line of the log and a checkpoint.
 
-    The learning rate drops at the start of the epochs in epoch_step, each time with a fresh momentum buffer,
-    as in the published code. Accuracies are top-k of all `topk`. Rank 0 alone writes.
+    `params` are the student and its adaptors. The learning rate drops at the start of the epochs in
+    epoch_step, each time with a fresh momentum buffer, as in the published code. Accuracies are top-k of all
+    `topk`. Rank 0 alone writes.
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
@@ -253,8 +264,10 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     optimizer = optimizer_from(first + 1, folder.state['optimizer'] if folder.state else None)
     if not devices.rank():
         folder.create()
+    adaptors = {name: t for name, t in params.items() if name.startswith(ADAPTOR)}
+    student = {name: t for name, t in params.items() if name not in adaptors}
     constants = vars(opt) | provenance(where) | {'cuda': where.type == 'cuda', 'num_classes': num_classes,
-                                                 'n_parameters': utils.n_parameters(params)}
+                                                 'n_parameters': utils.n_parameters(student)}
     engine, clock = Engine(), TimeMeter(unit=False)
     meters = bar = None
 
@@ -293,7 +306,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         if devices.rank():
             return
         folder.save({'at_losses': []} | constants | result,
-                    {'params': {name: t.detach() for name, t in params.items()},
+                    {'params': {name: t.detach() for name, t in student.items()},
+                     'adaptors': {name: t.detach() for name, t in adaptors.items()},
                      'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
                      'options': vars(opt) | {'num_classes': num_classes}})
         print(f'epoch {epoch}/{opt.epochs}: '

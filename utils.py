@@ -7,7 +7,8 @@
 Sections and equations are those of Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017.
 """
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,68 @@ def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, T: float, al
     return alpha * T**2 * divergence + (1 - alpha) * F.cross_entropy(full(y), labels)
 
 
+def full_activation_loss(x: Tensor, y: Tensor, adaptor: Tensor | None = None) -> Tensor:
+    """Full-activation transfer (F-ActT, Table 1): student x (N, C, H, W), teacher y (N, C', H', W').
+
+    An adaptor (C', C, 1, 1), a trained 1x1 convolution as in FitNets, brings the student to the channels of
+    the teacher where they differ. The activations of an image are then l2-normalised as a whole, and the
+    squared difference is summed over channels and averaged over images and positions, so that a weight of 1e3
+    is to activations what it is to maps in `at_loss`. Unequal sizes are averaged down to the smaller one.
+    """
+    if len(x) != len(y):
+        raise InputError(f'activations of {len(x)} and of {len(y)} images cannot be compared')
+    x = full(x) if adaptor is None else conv1x1(full(x), adaptor)
+    y = full(y)
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f'activations of {x.shape[1]} and {y.shape[1]} channels need an adaptor')
+    size = tuple(map(min, x.shape[2:], y.shape[2:]))
+    if x.shape != y.shape:
+        x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
+    difference = F.normalize(x.flatten(1), dim=1) - F.normalize(y.flatten(1), dim=1)
+    return difference.square().sum(1).mean() / math.prod(size)
+
+
+# --- losses on the gradient with respect to the image (Section 3.2) ---------------------------------------
+
+
+def input_gradient(x: Tensor, logits: Tensor, labels: Tensor, create_graph: bool = True) -> Tensor:
+    """J (N, 3, H, W): gradient with respect to image x of its cross-entropy, Eq. 3.
+
+    logits (N, K) were computed from x, which requires a gradient. The cross-entropy is summed over images, so
+    that J does not depend on their number. Where BN takes the statistics of the batch, J has the paths
+    through them: what an image does to the losses of the others. create_graph: J can be learned from.
+    """
+    loss = F.cross_entropy(full(logits), labels, reduction='sum')
+    return torch.autograd.grad(loss, x, create_graph=create_graph)[0]
+
+
+def gradient_loss(j_s: Tensor, j_t: Tensor) -> Tensor:
+    """Gradient-based transfer, Eq. 4: 1/2 ||J_s - J_t||_2 of each image, averaged. (N, 3, H, W) each."""
+    return _half_norm(j_s - j_t)
+
+
+def symmetry_loss(j: Tensor, j_mirrored: Tensor) -> Tensor:
+    """Symmetry norm, Eq. 6: 1/2 ||J(x) - flip(J(flip(x)))||_2 of each image, averaged; flip is left to right.
+
+    j = J(x) and j_mirrored = J(flip(x)), the gradient with respect to flip(x): (N, 3, H, W) each.
+    """
+    return _half_norm(j - j_mirrored.flip(3))
+
+
+def output_symmetry_loss(y: Tensor, y_mirrored: Tensor) -> Tensor:
+    """1/2 ||y(x) - y(flip(x))||_2 of each image, averaged, of logits (N, K): goes with the symmetry norm."""
+    return _half_norm(y - y_mirrored)
+
+
+def min_l2_loss(j: Tensor) -> Tensor:
+    """min-l2 (Drucker & LeCun 1992): 1/2 ||J||_2 of each image, averaged. (N, 3, H, W)."""
+    return _half_norm(j)
+
+
+def _half_norm(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(full(t).flatten(1), dim=1).mean() / 2  # its gradient at 0 is 0
+
+
 def decay(kind: str, epoch: int, epochs: int, drops: Iterable[int] = (), ratio: float = 1.0) -> float:
     """Factor on a loss weight in `epoch` (from 1) of `epochs`; it begins at 1.
 
@@ -132,6 +195,9 @@ def bn_params(n: int) -> Params:
             'running_mean': torch.zeros(n), 'running_var': torch.ones(n)}
 
 
+EPS = 1e-5  # of BN, here and in torchvision
+
+
 def is_statistic(name: str) -> bool:
     """Whether a tensor of this name is a running statistic of BN, which no gradient reaches."""
     return name.endswith(('running_mean', 'running_var'))
@@ -158,7 +224,23 @@ def n_parameters(params: Params) -> int:
 def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
     """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch, updating the statistics."""
     return F.batch_norm(x, params[base + '.running_mean'], params[base + '.running_var'],
-                        params[base + '.weight'], params[base + '.bias'], training=mode)
+                        params[base + '.weight'], params[base + '.bias'], training=mode, eps=EPS)
+
+
+def classify(x: Tensor, params: Params, base: str) -> Tensor:
+    """Logits (N, K) of the last activations (N, C, H, W): their average, and the linear layer `fc`."""
+    return F.linear(x.mean((2, 3)), params[base + 'fc.weight'], params[base + 'fc.bias'])
+
+
+@contextmanager
+def statistics_aside(params: Params) -> Iterator[None]:
+    """Inside, BN updates copies of the running statistics in `params`, which are then forgotten."""
+    kept = {name: t for name, t in params.items() if is_statistic(name)}
+    params |= {name: t.clone() for name, t in kept.items()}
+    try:
+        yield
+    finally:
+        params |= kept
 
 
 class Module(nn.Module):
@@ -183,12 +265,13 @@ class Module(nn.Module):
         return self.f(x, {**dict(self.named_parameters()), **dict(self.named_buffers())}, self.training)
 
 
-def conv1x1(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding and bias.
+def conv1x1(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding.
 
     With fewer than 8 channels it is a matrix product: oneDNN's weight gradient for channels last would
     never return on a CPU with AVX2 (seen with torch 2.15).
     """
     if weight.shape[1] < 8:
-        return torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])
-    return F.conv2d(x, weight, stride=stride)
+        y = torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])
+        return y if bias is None else y + bias[:, None, None]
+    return F.conv2d(x, weight, bias, stride=stride)

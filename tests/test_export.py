@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 from test_checkpoint import disk_of
 
+import folded
 import resnet
 from tools import export
 from utils import InputError
@@ -27,7 +28,7 @@ def source(request, tmp_path_factory):
     if request.param == 'wide':
         _, params = resnet.wide_resnet(10, 0.5, 5)
     elif request.param == 'pre-activation':
-        params = resnet._affine_resnet((2, 2, 2, 2), 0.125, 5)
+        params = folded.pre_activation_params((2, 2, 2, 2), 0.125, 5)
     else:
         _, params = resnet.resnet(18, 0.125, 5)
     for name, t in params.items():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+import folded
 import hubconf
 import resnet
 import utils
@@ -16,7 +17,7 @@ from utils import InputError
 @pytest.fixture
 def files(tmp_path):
     networks = {
-        'at': resnet._affine_resnet((2, 2, 2, 2), 1, 9), 'r34': resnet.resnet(34, 0.25, 9)[1],
+        'at': folded.pre_activation_params((2, 2, 2, 2), 1, 9), 'r34': resnet.resnet(34, 0.25, 9)[1],
         'folded34': resnet.fold(resnet.resnet(34, 0.25, 9)[1]), 'r18': resnet.resnet(18, 0.25, 9)[1],
         'wide': resnet.wide_resnet(10, 0.5, 9)[1]}
     for name, params in networks.items():

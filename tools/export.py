@@ -86,8 +86,7 @@ def export(f: Network, params: Params, suffix: str) -> tuple[bytes, float]:
 
 def _images(params: Params) -> list[Tensor]:
     """Noise in two sizes of batches, which shows an ONNX file whether it takes any."""
-    conv0 = params.get('conv0', params.get('conv0.weight'))
-    size = 224 if conv0.shape[-1] == 7 else 32  # of ImageNet and CIFAR
+    size = resnet.image_size(params)
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]
 
