@@ -186,6 +186,45 @@ def test_a_run_of_any_width_is_evaluated_teaches_and_goes_on(tmp_path, width):
         assert call(*more, cwd=tmp_path).status == 0
 
 
+def test_adaptors_stay_with_their_run(home, tmp_path):
+    """They are trained, kept beside the student and gone on with; the student does without them."""
+    _, teacher = resnet.wide_resnet(10, 0.5, 10)
+    torch.save(teacher, tmp_path / 'wide.pth')
+    hint = [*SMALL, '--teacher_id', 'wide.pth', '--hint_beta', 100, '--beta_decay', 'linear']
+    assert call(*hint, '--save', 'whole', '--epochs', 2, cwd=tmp_path).status == 0
+    # The law of decay knows the number of epochs: the run is cut short after the first.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Folder, 'save', stop_after(checkpoint.Folder.save))
+        assert call(*hint, '--save', 'run', '--epochs', 2, cwd=tmp_path).status == 128 + signal.SIGINT
+    first = checkpoint.read(tmp_path / 'run' / 'model.pt7')
+    assert call(*hint, '--save', 'run', '--epochs', 2, '--resume', 'auto', cwd=tmp_path).status == 0
+    whole, run = (checkpoint.read(tmp_path / name / 'model.pt7') for name in ('whole', 'run'))
+    assert {name: tuple(t.shape) for name, t in run['adaptors'].items()} == {
+        'adaptor0': (8, 4, 1, 1), 'adaptor1': (16, 8, 1, 1), 'adaptor2': (32, 16, 1, 1)}
+    for part in ('params', 'adaptors'):
+        for name, t in run[part].items():
+            assert torch.equal(t, whole[part][name]) and not torch.equal(t, first[part][name])
+    assert not any('adaptor' in name for name in run['params'])
+    record = log_of(tmp_path / 'run')[-1]
+    assert len(record['hint_losses']) == 3
+    assert record['n_parameters'] == sum(t.numel() for t in run['params'].values())
+
+    for wrong in (None, {}, {'adaptor0': 3}, run['adaptors'] | {'adaptor0': torch.ones(9, 4, 1, 1)}):
+        checkpoint.write(tmp_path / 'run' / 'model.pt7', run | {'adaptors': wrong})
+        done = call(*hint, '--save', 'run', '--epochs', 3, '--resume', 'auto', cwd=tmp_path)
+        assert done.status == 2 and len(done.errors) == 1 and 'lacks the adaptors' in done.errors[0]
+    assert len(log_of(tmp_path / 'run')) == 2
+    done = call(*SMALL, '--evaluate', '--student_params', 'run', cwd=tmp_path)
+    assert done.status == 0 and f'error {100 - record["test_acc"]:.2f}' in done.out
+
+
+def stop_after(save):
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+    return save_and_stop
+
+
 def test_resume_auto_on_a_finished_run_does_nothing(home):
     before = listing(home)
     done = call(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', cwd=home)

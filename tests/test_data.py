@@ -183,6 +183,23 @@ def test_augmentation_differs_between_epochs_and_images(draws):
         assert (a == b).all(1).mean() == pytest.approx(1 / 162, abs=0.008)
 
 
+@pytest.mark.parametrize(('flip', 'expected'), [(True, {1, -1}), (False, {1})])
+def test_images_are_mirrored_only_on_demand(flip, expected):
+    """Without a border; each image is a slope to the right."""
+    images = torch.arange(8, dtype=torch.uint8).expand(60, 8, 8).unsqueeze(3).repeat(1, 1, 1, 3)
+    batches = [x for x, *_ in Loader(Images(images, torch.zeros(60)), 60, seed=1, flip=flip)]
+    slopes = (batches[0][:, 0, 0, 7] - batches[0][:, 0, 0, 0]).sign().tolist()
+    assert set(slopes) == expected
+
+
+def test_the_first_images_of_a_split():
+    whole, first = (data.load('shapes', '.', torch.device('cpu'), n) for n in (0, 7))
+    for all_images, some in zip(whole, first, strict=True):
+        assert len(some.images) == len(some.labels) == 7 < len(all_images.labels)
+        assert torch.equal(some.images, all_images.images[:7])
+        assert torch.equal(some.labels, all_images.labels[:7])
+
+
 def test_without_seed_nothing_is_augmented():
     images = random_images(11, 32, 32)
     x, labels = run(Loader(Images(torch.from_numpy(images), torch.arange(11)), 4, pad=4))

@@ -75,6 +75,27 @@ def test_ranks_train_as_one_process(tmp_path):
             assert (a['train_acc'], a['test_acc']) == (b['train_acc'], b['test_acc'])
 
 
+def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
+    """Adaptors are trained by all ranks; gradients of gradients pass through a rank's own images only."""
+    _, teacher = resnet.wide_resnet(10, 0.5, 10)
+    torch.save(teacher, tmp_path / 'teacher.pth')
+    states = []
+    for n in (1, 2):
+        run(n, *SMALL, '--epochs', 1, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
+            '--hint_beta', 100, '--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--ngpu', n, '--save', n,
+            folder=tmp_path, fixed_bn=True)
+        states.append(checkpoint.read(tmp_path / str(n) / 'model.pt7'))
+    one, two = states
+    assert list(one['adaptors']) == ['adaptor0', 'adaptor1', 'adaptor2']
+    for part in ('params', 'adaptors'):
+        for name, t in one[part].items():
+            torch.testing.assert_close(two[part][name], t, rtol=1e-5, atol=1e-5)
+    logs = [log_of(tmp_path / n)[0] for n in '12']
+    for term in ('hint_losses', 'grad_losses', 'sym_losses', 'l2_losses'):
+        means = [[mean for mean, _ in log[term]] for log in logs]
+        assert means[1] == pytest.approx(means[0], rel=1e-4) and all(means[0])
+
+
 def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
     """BN as usual: the saved statistics, of rank 0, are what all ranks evaluate by."""
     command = [*SMALL, '--save', 'run', '--resume', 'auto']

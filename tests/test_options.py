@@ -118,7 +118,9 @@ def test_published_defaults():
     assert {name: opt[name] for name in PUBLISHED} == PUBLISHED
     # what is new changes nothing as long as it is not given
     new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
-           'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': ''}
+           'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': '', 'model': 'wrn',
+           'no_bn': False, 'no_pool_relu': False, 'hint_beta': 0, 'grad_beta': 0, 'sym_beta': 0, 'l2_beta': 0,
+           'augment': 'crop_flip', 'max_images': 0, 'compile': False}
     assert opt == PUBLISHED | new
 
 
@@ -184,6 +186,21 @@ def test_help_names_every_option(capsys):
     ([*RUN, '--epoch_step', '[0,60]'], '--epoch_step'),
     ([*RUN, '--width', '1e9'], '--width'),
     ([*RUN, '--dataset', 'shapes', '--dataroot', 'data'], '--dataroot'),
+    ([*RUN, '--hint_beta', '1'], '--hint_beta needs a teacher'),
+    ([*RUN, '--grad_beta', '1'], '--grad_beta needs a teacher'),
+    ([*STUDENT, '--sym_beta', '1'], 'nothing is learned from it'),
+    ([*STUDENT, '--grad_beta', '1', '--at_groups', '[0]'], '--at_groups has no effect without --beta or'),
+    ([*STUDENT, '--grad_beta', '1', '--compile'], '--compile'),
+    ([*RUN, '--sym_beta', '1', '--compile'], '--compile'),
+    ([*RUN, '--compile', '--l2_beta', '1'], '--compile'),
+    (['--evaluate', '--save', 'run', '--l2_beta', '1'], '--l2_beta'),
+    ([*STUDENT, '--hint_beta', '1', '--at_from_epoch', '3'], '--at_from_epoch has no effect without --beta'),
+    ([*RUN, '--augment', 'flip', '--randomcrop_pad', '2'], '--augment flip'),
+    ([*RUN, '--model', 'nin', '--depth', '16'], '--depth'),
+    ([*RUN, '--model', 'nin', '--width', '1.5'], '--width 1.5'),
+    ([*RUN, '--no_bn'], '--model nin'),
+    ([*RUN, '--no_pool_relu'], '--model nin'),
+    ([*RUN, '--model', 'vgg'], 'nin'),
     ([*RUN, '--gpu_id', '[]'], '--gpu_id'),
     ([*RUN, '--gpu_id', ''], '--gpu_id')])
 def test_combinations_that_cannot_work(capsys, arguments, words):
@@ -192,6 +209,9 @@ def test_combinations_that_cannot_work(capsys, arguments, words):
 
 @pytest.mark.parametrize('arguments', [
     ['--evaluate', '--save', 'run'], ['--evaluate', '--resume', 'file'],
+    [*STUDENT, '--hint_beta', '1e3', '--beta_decay', 'linear', '--at_groups', '[1]', '--compile'],
+    [*STUDENT, '--grad_beta', '1', '--alpha', '0.9', '--beta', '1e3'], [*RUN, '--sym_beta', '1', '--l2_beta', '1'],
+    [*RUN, '--model', 'nin', '--width', '192', '--no_bn', '--no_pool_relu', '--augment', 'none'],
     [*RUN, '--resume', 'auto'], [*STUDENT, '--beta', '1e3', '--alpha', '0.9', '--beta_decay', 'step'],
     [*STUDENT, '--beta', '1', '--map', 'max', '--map_p', '1', '--at_groups', '[2,0]'],
     [*STUDENT, '--alpha', '0.9', '--temperature', '3'], [*RUN, '--randomcrop_pad', '31'],
@@ -230,6 +250,13 @@ def test_devices_that_are_not_there(monkeypatch):
     assert devices.device(cifar.parse([*RUN, '--device', 'cpu'])) == torch.device('cpu')
     with pytest.raises(InputError, match='there are 2 CUDA devices'):
         devices.device(cifar.parse([*RUN, '--gpu_id', '2']))
+
+
+def test_a_nin_has_its_own_depth_and_width():
+    opt = cifar.parse([*RUN, '--model', 'nin'])
+    assert (opt.depth, opt.width) == (9, 96)
+    assert cifar.parse([*RUN, '--model', 'nin', '--width', '192']).width == 192
+    assert (cifar.parse(RUN).depth, cifar.parse(RUN).width) == (16, 1)
 
 
 # --- schedules -------------------------------------------------------------------------------------------

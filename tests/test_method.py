@@ -1,0 +1,301 @@
+"""The training step and its losses on activations and gradients, against loops in float64 and differences."""
+import contextlib
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cifar
+import nin
+import resnet
+import utils
+from data import Sample
+from method import ADAPTOR, adaptors, method
+from utils import InputError
+
+F64 = {'dtype': torch.float64}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads(1)
+    torch.set_num_threads(before)
+
+
+def parse(*arguments, teacher=True):
+    return cifar.parse(['--save', 'run', *(['--teacher_id', 'teacher'] if teacher else []),
+                        *map(str, arguments)])
+
+
+# --- full-activation transfer ----------------------------------------------------------------------------
+
+
+def looped(x, y, adaptor):
+    """The loss element by element: sum over channels, mean over images and positions."""
+    n, _, height, width = x.shape
+    total = 0.0
+    for i in range(n):
+        pairs = []
+        for r in range(height):
+            for c in range(width):
+                student = x[i, :, r, c].tolist()
+                if adaptor is not None:
+                    student = [sum(w * a for w, a in zip(row, student, strict=True)) for row in adaptor.tolist()]
+                pairs += zip(student, y[i, :, r, c].tolist(), strict=True)
+        norms = [math.sqrt(sum(p[k] ** 2 for p in pairs)) for k in (0, 1)]
+        total += sum((a / norms[0] - b / norms[1]) ** 2 for a, b in pairs)
+    return total / (n * height * width)
+
+
+@pytest.mark.parametrize('channels', [(3, 3), (2, 5), (9, 4)])
+def test_full_activation_loss(channels):
+    x, y = (torch.randn(2, c, 3, 4, **F64) for c in channels)
+    adaptor = None if channels[0] == channels[1] else torch.randn(channels[1], channels[0], **F64)
+    weight = None if adaptor is None else adaptor[:, :, None, None]
+    assert utils.full_activation_loss(x, y, weight).item() == pytest.approx(looped(x, y, adaptor), rel=1e-9)
+    assert utils.full_activation_loss(1e3 * x, 1e-3 * y, weight).item() == pytest.approx(looped(x, y, adaptor))
+    inputs = [t.requires_grad_() for t in (x, y, weight) if t is not None]
+    assert torch.autograd.gradcheck(utils.full_activation_loss, (x, y, *inputs[2:]))
+
+
+def test_full_activation_loss_of_unequal_sizes_and_wrong_channels():
+    x, y = torch.randn(2, 3, 8, 8, **F64), torch.randn(2, 3, 4, 4, **F64)
+    pooled = x.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))
+    assert utils.full_activation_loss(x, y).item() == pytest.approx(looped(pooled, y, None))
+    assert utils.full_activation_loss(x, x).item() == 0
+    with pytest.raises(InputError, match='3 and 2 channels need an adaptor'):
+        utils.full_activation_loss(x, y[:, :2])
+    with pytest.raises(InputError, match='2 and of 1 images'):
+        utils.full_activation_loss(x, y[:1])
+    assert utils.full_activation_loss(x.half() * 1e4, y).isfinite()
+
+
+def test_adaptors_stand_where_channels_differ():
+    f_s, student = resnet.wide_resnet(10, 0.5, 10)
+    f_t, teacher = nin.nin(16, 10)
+    hint = ['--hint_beta', 1]
+    found = adaptors(parse(*hint), f_s, student, f_t, teacher)
+    assert {name: tuple(t.shape) for name, t in found.items()} == {'adaptor0': (16, 8, 1, 1), 'adaptor2': (16, 32, 1, 1)}
+    assert list(adaptors(parse(*hint, '--at_groups', '[1,2]'), f_s, student, f_t, teacher)) == ['adaptor2']
+    assert adaptors(parse(*hint), f_s, student, f_s, student) == {}
+    assert adaptors(parse('--beta', 1), f_s, student, f_t, teacher) == {}
+
+
+# --- gradients of gradients ------------------------------------------------------------------------------
+
+
+def smooth(x, params, mode=False, base=''):
+    """A network in whose second derivatives no kink spoils finite differences."""
+    y = torch.tanh(F.conv2d(x, params['conv'], padding=1))
+    return torch.tanh(y.flatten(1) @ params['first']) @ params['fc.weight'].T + params['fc.bias'], (y,)
+
+
+def smooth_params(seed):
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {'conv': (2, 3, 3, 3), 'first': (2 * 4 * 4, 6), 'fc.weight': (4, 6), 'fc.bias': (4,)}
+    return {name: torch.randn(shape, generator=draw, **F64) / 2 for name, shape in shapes.items()}
+
+
+def images(n=3):
+    return torch.randn(n, 3, 4, 4, **F64), torch.randint(4, (n,))
+
+
+def by_differences(x, labels, params, step=1e-6):
+    """J of each image, its cross-entropy moved pixel by pixel; nothing of autograd."""
+    def loss(image, label):
+        return -F.log_softmax(smooth(image[None], params)[0], 1)[0, label].item()
+
+    j = torch.zeros_like(x)
+    for i in range(len(x)):
+        for k in range(x[i].numel()):
+            moved = [x[i].clone() for _ in range(2)]
+            for t, sign in zip(moved, (1, -1), strict=True):
+                t.view(-1)[k] += sign * step
+            j[i].view(-1)[k] = (loss(moved[0], labels[i]) - loss(moved[1], labels[i])) / (2 * step)
+    return j
+
+
+def norms(j):
+    """Half the l2 norm of each image, averaged, in a loop."""
+    return sum(math.sqrt(sum(v * v for v in image.flatten().tolist())) for image in j) / len(j) / 2
+
+
+def test_input_gradient_against_differences():
+    (x, labels), params = images(), smooth_params(1)
+    x.requires_grad_()
+    j = utils.input_gradient(x, smooth(x, params)[0], labels)
+    torch.testing.assert_close(j, by_differences(x.detach(), labels, params), rtol=0, atol=1e-8)
+    one = x[:1].detach().requires_grad_()  # an image's J does not depend on how many there are
+    torch.testing.assert_close(utils.input_gradient(one, smooth(one, params)[0], labels[:1]), j[:1])
+
+
+TERMS = {'grad': ['--grad_beta', 0.7], 'l2': ['--l2_beta', 0.7], 'sym': ['--sym_beta', 0.7]}
+
+
+@pytest.mark.parametrize('name', TERMS)
+def test_gradient_losses_against_differences(name):
+    """Each loss from J by finite differences, and its gradient by finite differences of the loss."""
+    (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
+    opt = parse(*TERMS[name], teacher=name == 'grad')
+    utils.trainable(student)
+    h = method(opt, smooth, student, smooth, teacher)
+    loss, output = h(Sample(x, labels, 1))
+    fixed = {key: t.detach() for key, t in student.items()}
+    j = by_differences(x, labels, fixed)
+    if name == 'grad':
+        expected = [norms(j - by_differences(x, labels, teacher))]
+    elif name == 'l2':
+        expected = [norms(j)]
+    else:
+        logits = [smooth(t, fixed)[0] for t in (x, x.flip(3))]
+        expected = [norms(j - by_differences(x.flip(3), labels, fixed).flip(3)), norms(logits[0] - logits[1])]
+    assert [v.item() for v in output.terms[name]] == pytest.approx(expected, abs=1e-6)
+    ce = F.cross_entropy(output.logits, labels).item()
+    assert loss.item() == pytest.approx(ce + 0.7 * sum(expected), abs=1e-6)
+
+    loss.backward()
+    for key in student:
+        for k in range(0, student[key].numel(), 7):
+            values = []
+            for sign in (1, -1):
+                moved = {n: t.clone() for n, t in fixed.items()}
+                moved[key].view(-1)[k] += sign * 1e-5
+                values.append(method(opt, smooth, moved, smooth, teacher)(Sample(x, labels, 1))[0].item())
+            assert student[key].grad.view(-1)[k].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-6)
+
+
+def test_a_symmetric_image_has_no_symmetry_loss_and_finite_gradients():
+    x, labels = images()
+    x = x + x.flip(3)
+    student = smooth_params(1)
+    student['conv'] = student['conv'] + student['conv'].flip(3)
+    first = student['first'].view(2, 4, 4, 6)
+    student['first'] = (first + first.flip(2)).view(32, 6)
+    utils.trainable(student)
+    loss, output = method(parse('--sym_beta', 1, teacher=False), smooth, student)(Sample(x, labels, 1))
+    assert sum(v.item() for v in output.terms['sym']) == pytest.approx(0, abs=1e-12)
+    loss.backward()
+    assert all(t.grad.isfinite().all() for t in student.values())
+
+
+def test_on_a_wide_resnet_the_gradient_loss_teaches_its_convolutions():
+    """Through BN by the batch and ReLU, along a random change of all weights so small that no ReLU turns."""
+    torch.manual_seed(5)
+    f, student = resnet.wide_resnet(10, 0.25, 4)
+    f_t, teacher = resnet.wide_resnet(10, 0.5, 4)
+    student, teacher = ({name: t.double() for name, t in params.items()} for params in (student, teacher))
+    x, labels = torch.randn(4, 3, 16, 16, **F64), torch.randint(4, (4,))
+    opt = parse('--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--beta', 10, '--alpha', 0.5)
+    direction = {name: torch.randn_like(t) for name, t in utils.trainable(student).items()}
+    loss, _ = method(opt, f, student, f_t, teacher)(Sample(x, labels, 1))
+    loss.backward()
+    slope = sum((student[name].grad * d).sum().item() for name, d in direction.items())
+    values = []
+    for sign in (1, -1):
+        moved = {name: t.detach() + sign * 1e-9 * direction[name] if name in direction else t
+                 for name, t in student.items()}
+        values.append(method(opt, f, moved, f_t, teacher)(Sample(x, labels, 1))[0].item())
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-9, rel=1e-5)
+
+
+# --- what the step asks and leaves behind ----------------------------------------------------------------
+
+
+def test_the_mirrored_pass_leaves_no_trace_in_the_statistics():
+    """The running statistics move as by one pass of the images, and are the tensors that they were."""
+    x, labels = torch.randn(6, 3, 16, 16) + 1, torch.randint(10, (6,))
+    torch.manual_seed(0)
+    f, student = resnet.wide_resnet(10, 0.25, 10)
+    plain = {name: t.clone() for name, t in student.items()}
+    kept = {name: t for name, t in student.items() if utils.is_statistic(name)}
+    utils.trainable(student)
+    loss, _ = method(parse('--sym_beta', 1, teacher=False), f, student)(Sample(x, labels, 1))
+    loss.backward()
+    f(x, plain, True)
+    for name, t in kept.items():
+        assert student[name] is t
+        assert torch.equal(t, plain[name])
+
+
+def test_statistics_come_back_after_an_error():
+    _, params = resnet.wide_resnet(10, 0.25, 10)
+    before = dict(params)
+    with contextlib.suppress(ZeroDivisionError), utils.statistics_aside(params):
+        assert params['bn.running_mean'] is not before['bn.running_mean']
+        raise ZeroDivisionError
+    assert all(params[name] is t for name, t in before.items())
+
+
+@pytest.mark.parametrize(('arguments', 'asked'), [
+    (['--sym_beta', 1], 0), (['--l2_beta', 1], 0), ([], 0), (['--grad_beta', 1, '--sym_beta', 1], 1),
+    (['--hint_beta', 1], 1), (['--alpha', 0.9, '--beta', 1], 1)])
+def test_the_teacher_is_asked_only_where_something_is_learned_from_it(arguments, asked):
+    questions = []
+
+    def teacher(x, params, mode):
+        questions.append(mode)
+        return smooth(x, params)
+
+    needs = any(name in arguments for name in ('--grad_beta', '--hint_beta', '--alpha'))
+    student = smooth_params(1)
+    utils.trainable(student)
+    h = method(parse(*arguments, teacher=needs), smooth, student, teacher, smooth_params(2))
+    x, labels = images()
+    loss, _ = h(Sample(x, labels, 1))
+    loss.backward()
+    assert questions == [False] * asked and not x.requires_grad
+
+
+def test_every_loss_at_once_is_the_sum_of_them():
+    (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
+    weights = {'--beta': 10, '--hint_beta': 20, '--grad_beta': 0.3, '--sym_beta': 0.2, '--l2_beta': 0.1}
+    utils.trainable(student)
+
+    def terms(*arguments):
+        return method(parse(*arguments), smooth, student, smooth, teacher)(Sample(x, labels, 1))
+
+    loss, output = terms('--alpha', 0.9, *[v for pair in weights.items() for v in pair])
+    assert list(output.terms) == ['at', 'hint', 'grad', 'sym', 'l2']
+    kd, _ = terms('--alpha', 0.9)
+    alone = [sum(terms('--alpha', 0.9, name, weight)[0].item() for name, weight in weights.items())]
+    assert loss.item() == pytest.approx(sum(alone) - (len(weights) - 1) * kd.item())
+
+
+def test_hint_decays_as_beta_does():
+    (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
+    h = method(parse('--hint_beta', 1e3, '--beta_decay', 'linear', '--epochs', 10), smooth, student, smooth, teacher)
+    for epoch, factor in ((1, 1), (6, 0.5), (10, 0.1)):
+        loss, output = h(Sample(x, labels, epoch))
+        ce = F.cross_entropy(output.logits, labels).item()
+        assert loss.item() - ce == pytest.approx(1e3 * factor * sum(v.item() for v in output.terms['hint']))
+
+
+def test_an_adaptor_is_learned(capsys):
+    f_s, student = resnet.wide_resnet(10, 0.25, 10)
+    f_t, teacher = resnet.wide_resnet(10, 0.5, 10)
+    opt = parse('--hint_beta', 100)
+    params = student | adaptors(opt, f_s, student, f_t, teacher)
+    utils.trainable(params)
+    h = method(opt, f_s, params, f_t, teacher)
+    loss, _ = h(Sample(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)), 1))
+    loss.backward()
+    found = {name: t.grad.abs().sum() for name, t in params.items() if name.startswith(ADAPTOR)}
+    assert list(found) == ['adaptor0', 'adaptor1', 'adaptor2'] and all(found.values())
+
+
+def test_compiled_it_is_the_same_step(monkeypatch):
+    """Captured as a graph in one piece, and run without the compiler of C++, which takes a minute."""
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager', fullgraph=True))
+    (x, labels), teacher = images(), smooth_params(2)
+    results = []
+    for more in ([], ['--compile']):
+        student = smooth_params(1)
+        utils.trainable(student)
+        h = method(parse('--beta', 10, '--alpha', 0.5, *more), smooth, student, smooth, teacher)
+        loss, output = h(Sample(x, labels, 1))
+        loss.backward()
+        results.append([loss, *output.terms['at'], *(t.grad for t in student.values())])
+    torch.testing.assert_close(results[0], results[1])

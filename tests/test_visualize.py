@@ -1,0 +1,365 @@
+"""Attention figures: maps, gradients and pictures against loops, differences and PIL; files; bad input."""
+import io
+import json
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from PIL import Image
+
+import checkpoint
+import data
+import images
+import nin
+import resnet
+import shapes
+from tools import drawings, visualize
+from utils import InputError
+
+
+def save(folder, params, dataset=None):
+    """A run's folder as the training leaves it; without a data set, plain weights beside it."""
+    if dataset is None:
+        path = folder.with_suffix('.pth')
+        torch.save(params, path)
+        return path
+    folder.mkdir()
+    checkpoint.write(folder / 'model.pt7', {'params': params, 'options': {'dataset': dataset}})
+    (folder / 'log.txt').write_text(json.dumps({'epoch': 1, 'dataset': dataset}) + '\n')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Small networks by name: where their weights are."""
+    folder = tmp_path_factory.mktemp('weights')
+    torch.manual_seed(1)
+    return {
+        'teacher': save(folder / 'teacher', resnet.wide_resnet(10, 0.5, 10)[1], 'CIFAR10'),
+        'student': save(folder / 'student', resnet.wide_resnet(10, 0.25, 10)[1], 'CIFAR10'),
+        'shapes': save(folder / 'shapes', resnet.wide_resnet(10, 0.25, 10)[1], 'shapes'),
+        'cifar100': save(folder / 'cifar100', resnet.wide_resnet(10, 0.25, 100)[1], 'CIFAR100'),
+        'nin': save(folder / 'nin', nin.nin(8, 10)[1]),
+        'folded': save(folder / 'folded', resnet.fold(resnet.wide_resnet(10, 0.25, 10)[1])),
+        'imagenet': save(folder / 'imagenet', resnet.resnet(18, 0.0625, 1000)[1]),
+        'birds': save(folder / 'birds', resnet.resnet(18, 0.0625, 10)[1])}
+
+
+@pytest.fixture(scope='module')
+def networks(weights):
+    return visualize.load([weights['teacher'], weights['student']])
+
+
+def noise(height, width, seed=0):
+    """An image (3, H, W) of smooth noise, in which a shift or a turn would show."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    return torch.from_numpy(np.array(Image.fromarray(small).resize((width, height)))).permute(2, 0, 1)
+
+
+def photo(path, height=40, width=60, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(height, width, seed).permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+# --- maps and gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind, of', [
+    ('sum', lambda a: sum(abs(v) for v in a)), ('sum2', lambda a: sum(v * v for v in a)),
+    ('sum4', lambda a: sum(v ** 4 for v in a)), ('max', lambda a: max(abs(v) for v in a))])
+def test_maps_are_those_of_a_loop_in_float64(networks, kind, of):
+    network, picture = networks[0], noise(32, 32).permute(1, 2, 0)
+    seen = visualize.look(network, picture)
+    x = ((picture.double() - torch.tensor(data.MEAN)) / torch.tensor(data.STD)).permute(2, 0, 1)[None]
+    _, groups = network.f(x, {name: t.double() for name, t in network.params.items()}, False)
+    for g, group in enumerate(groups):
+        _, _, height, width = group.shape
+        expected = torch.tensor([[of(group[0, :, i, j].tolist()) for j in range(width)]
+                                 for i in range(height)])
+        torch.testing.assert_close(seen.map(kind, g), expected / expected.max(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize('name, label', [('teacher', ''), ('teacher', 'frog'), ('teacher', '3'), ('nin', '')])
+def test_gradient_is_that_of_finite_differences(weights, name, label):
+    network, = visualize.load([weights[name]])
+    picture = noise(32, 32, seed=2).permute(1, 2, 0)
+    seen = visualize.look(network, picture, label)
+    x = ((picture.double() - torch.tensor(data.MEAN)) / torch.tensor(data.STD)).permute(2, 0, 1)
+    params = {name: t.double() for name, t in network.params.items()}
+    logits = network.f(x[None], params, False)[0]
+    assert seen.guess == visualize.CIFAR10[logits.argmax()]
+    assert seen.probability == pytest.approx(logits.softmax(1).max().item(), abs=1e-4)
+    target = {'': logits.argmax().item(), 'frog': 6, '3': 3}[label]
+    places = [(c, i, j) for c in range(3) for i in (0, 9, 17, 31) for j in (0, 11, 20, 31)]
+    steps = torch.zeros(len(places), 3, 32, 32, dtype=torch.float64)
+    for n, place in enumerate(places):
+        steps[n][place] = 1e-6
+
+    def losses(x):
+        return -network.f(x, params, False)[0].log_softmax(1)[:, target]
+
+    expected = (losses(x + steps) - losses(x - steps)) / 2e-6
+    found = torch.stack([seen.gradient[place] for place in places])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    q = torch.tensor([[sum(abs(seen.gradient[c, i, j].item()) for c in range(3)) for j in range(32)]
+                      for i in range(32)])
+    torch.testing.assert_close(seen.map('gradient', None), q / q.max())
+
+
+def test_gradient_of_a_large_picture_is_averaged():
+    gradient = torch.zeros(3, 224, 224)
+    gradient[0, 4:8, 8:12] = -1
+    gradient[1, 223, 223] = 8
+    expected = torch.zeros(56, 56)
+    expected[1, 2], expected[55, 55] = 1, 0.5
+    assert torch.equal(visualize.Look((), gradient, '', 1).map('gradient', None), expected)
+
+
+def test_map_of_zeros_stays_zeros():
+    seen = visualize.Look((torch.zeros(4, 8, 8),), torch.zeros(3, 32, 32), '', 1)
+    assert not seen.map('sum2', 0).any() and not seen.map('gradient', None).any()
+
+
+# --- preparation -----------------------------------------------------------------------------------------
+
+
+def test_picture_of_32_x_32_is_seen_as_it_is():
+    image = noise(32, 32)
+    assert torch.equal(visualize.prepare(image, 32), image.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize('height, width', [(64, 96), (131, 100), (20, 24)])
+@pytest.mark.parametrize('size', [32, 224])
+def test_preparation_is_that_of_pil(height, width, size):
+    image = noise(height, width)
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+    if size == 32:
+        side = min(height, width)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        pil = pil.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.BILINEAR)
+    else:
+        w, h = (256 * length // min(height, width) for length in (width, height))
+        left, top = round((w - 224) / 2), round((h - 224) / 2)
+        pil = pil.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    found = visualize.prepare(image, size)
+    assert np.abs(found.numpy().astype(int) - np.array(pil)).max() <= 1
+
+
+@pytest.mark.parametrize('name, size, mean, std', [
+    ('teacher', 32, data.MEAN, data.STD), ('nin', 32, data.MEAN, data.STD),
+    ('folded', 32, data.MEAN, data.STD), ('imagenet', 224, images.MEAN, images.STD)])
+def test_each_network_gets_the_pixels_it_was_trained_on(weights, name, size, mean, std):
+    network, = visualize.load([weights[name]])
+    assert network.size == size
+    inputs = []
+
+    def f(x, params, mode):
+        inputs.append((x.detach(), mode))
+        return network.f(x, params, mode)
+
+    picture = noise(size, size).permute(1, 2, 0)
+    visualize.look(network._replace(f=f), picture)
+    (x, mode), = inputs
+    assert mode is False
+    expected = (picture.double() - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(x[0].permute(1, 2, 0).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name, first', [
+    ('teacher', 'airplane'), ('shapes', shapes.CLASSES[0]), ('cifar100', 'class 0'), ('nin', 'airplane'),
+    ('imagenet', 'tench'), ('birds', 'class 0')])
+def test_names_of_classes(weights, name, first):
+    network, = visualize.load([weights[name]])
+    assert network.classes[0] == first
+    assert len(network.classes) == len(network.params['fc.bias'])
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+def texts(page):
+    return [text.get_text().replace('\N{NO-BREAK SPACE}', ' ') for text in page.texts]
+
+
+@pytest.mark.parametrize('options, n_rows, n_columns', [
+    ({}, 4, 2), ({'style': 'bare'}, 4, 1), ({'style': 'overlay', 'maps': ['max'], 'groups': [1]}, 1, 1),
+    ({'maps': ['sum', 'sum2', 'sum4', 'max', 'gradient'], 'groups': [0, 2]}, 9, 2)])
+def test_panels_and_their_labels(networks, options, n_rows, n_columns):
+    pictures = {'photos/a.b.jpg': noise(40, 60), 'c': noise(32, 32)}
+    page = visualize.figure(pictures, networks, title='Ten % of $100', **options)
+    # For each picture itself and its maps; and the colour bar.
+    assert len(page.axes) == len(pictures) * (1 + n_rows * n_columns * len(networks)) + 1
+    assert page.axes[-1].get_xlabel() == 'attention, relative to its largest value'
+    found = texts(page)
+    for expected in ('Ten % of $100', 'teacher', 'student', 'WRN-10-0.5', 'WRN-10-0.25', 'a.b', 'c'):
+        assert found.count(expected) == 1
+    assert found.count('as seen, 32 x 32') == len(pictures)
+    for network in networks:
+        for image in pictures.values():
+            seen = visualize.look(network, visualize.prepare(image, 32))
+            assert f'{seen.guess}, {100 * seen.probability:.1f} %' in found
+    boxes = [axes.get_position() for axes in page.axes]
+    assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+    assert not any(a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1
+                   for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_rows_say_map_group_and_size(networks):
+    page = visualize.figure({'a': noise(32, 32)}, networks, ['sum4', 'gradient'], [1, 2], label='cat')
+    found = [text for text in texts(page) if '\n' in text]
+    assert [text.split('\n')[-2:] for text in found] == [
+        ['group 1', '16 x 16'], ['group 2', '8 x 8'], ['of cat', '32 x 32']]
+    assert all('sum}^{\\,4}' in text for text in found[:2])
+
+
+def test_panels_show_picture_and_maps(networks):
+    image = noise(40, 60)
+    page = visualize.figure({'a': image}, networks, ['sum2'], [2])
+    picture = visualize.prepare(image, 32)
+    shown = [axes.images[0] for axes in page.axes[:-1]]
+    assert np.array_equal(shown[0].get_array(), picture)
+    for network, over, bare in zip(networks, shown[1::2], shown[2::2], strict=True):
+        q = visualize.look(network, picture).map('sum2', 2)
+        assert np.array_equal(bare.get_array(), q)
+        assert bare.get_clim() == (0, 1) and bare.get_interpolation() == 'nearest'
+        smooth = Image.fromarray(q.numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+        gray = np.array(Image.fromarray(picture.numpy()).convert('L')) / 255
+        colours = visualize.COLOURS(np.array(smooth))[..., :3]
+        expected = 0.4 * gray[..., None] + 0.6 * colours
+        assert np.abs(over.get_array() - expected).max() < 0.02  # of 256 colours
+
+
+def test_files_open_and_are_the_same_every_time(networks):
+    page = visualize.figure({'a $b$ \N{SNOWMAN}\udcff': noise(32, 32)}, networks, ['sum2'], [1])
+    file = {ending: visualize.content(page, ending) for ending in visualize.FORMATS}
+    assert file == {ending: visualize.content(page, ending) for ending in visualize.FORMATS}
+    with Image.open(io.BytesIO(file['.png'])) as png:
+        width, height = page.get_size_inches()
+        assert png.format == 'PNG'
+        assert png.size == pytest.approx((150 * width, 150 * height), abs=1)
+        assert len(set(png.convert('RGB').resize((50, 30)).get_flattened_data())) > 100
+    assert file['.pdf'].startswith(b'%PDF') and file['.pdf'].rstrip().endswith(b'%%EOF')
+    svg = ElementTree.fromstring(file['.svg'])
+    found = ' '.join(' '.join(text.itertext()) for text in svg.iter('{http://www.w3.org/2000/svg}text'))
+    for expected in ('Where the networks look', 'teacher', 'student', 'group 1', '16 x 16', 'relative to'):
+        assert expected in found
+    seen = visualize.look(networks[0], noise(32, 32).permute(1, 2, 0))
+    assert f'{seen.guess}, {100 * seen.probability:.1f}' in found
+
+
+def test_long_names_stay_in_their_columns(networks):
+    long = [network._replace(name='a student of many epochs that never end', classes=['long name ' * 9] * 10)
+            for network in networks]
+    page = visualize.figure({'a_name_without_a_space_' * 5: noise(32, 32)}, long, ['sum2'], [1], 'overlay')
+    page.draw_without_rendering()
+    boxes = [text.get_window_extent().padded(-1) for text in page.texts]
+    assert all(box.x0 >= 0 and box.x1 <= page.bbox.x1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_drawings_are_the_same_every_time():
+    first, second = drawings.draw(), drawings.draw()
+    assert set(first) <= set(visualize.CIFAR10)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {(image.shape, image.dtype) for image in first.values()} == {((3, 320, 320), torch.uint8)}
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def test_command(weights, tmp_path):
+    photo(tmp_path / 'cat.jpg')
+    done = call(visualize, 'cat.jpg', '--weights', weights['teacher'], weights['nin'], '--save', 'out.svg',
+                '--maps', 'sum2', 'gradient', '--label', 'dog', cwd=tmp_path)
+    assert (done.status, done.err) == (0, '')
+    assert done.out.splitlines()[0].startswith('teacher: WRN-10-0.5, 10 classes')
+    assert done.out.splitlines()[1].startswith('nin: NIN of width 8')
+    assert done.out.splitlines()[2:] == ['out.svg: 1 of 1 photos']
+    svg = (tmp_path / 'out.svg').read_text()
+    assert all(f'>{text}<' in svg for text in ('cat', 'teacher', 'nin', 'of dog', 'group 2'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['cat.jpg', 'out.svg']
+
+
+def test_names_of_networks_by_default(weights, monkeypatch):
+    teacher = weights['teacher']
+    monkeypatch.chdir(teacher)
+    loaded = visualize.load([teacher / 'model.pt7', '.', 'model.pt7'], ['a', 'b', 'c'])
+    assert [network.name for network in loaded] == ['a', 'b', 'c']
+    assert [visualize.load([source])[0].name for source in ('.', 'model.pt7', weights['nin'])] == [
+        'teacher', 'teacher', 'nin']
+    same = [str(teacher), str(teacher / 'model.pt7')]
+    assert [network.name for network in visualize.load(same)] == same
+
+
+def test_photos_of_a_folder_share_figures(weights, tmp_path, monkeypatch):
+    for i, name in enumerate(('b/2.png', 'a/1.JPEG', 'a/.hidden.png', '.trash/x.png', 'c.gif')):
+        photo(tmp_path / 'photos' / name, seed=i)
+    (tmp_path / 'photos' / 'notes.txt').write_text('no photo')
+    monkeypatch.setattr(visualize, 'ROWS', 5)
+    done = call(visualize, 'photos', '--weights', weights['student'], '--names', 'A', '--groups', '[2]',
+                '--style', 'bare', '--save', 'out.png', cwd=tmp_path)
+    assert done.out.splitlines()[1:] == ['out.png: 2 of 3 photos', 'out-2.png: 1 of 3 photos']
+    with Image.open(tmp_path / 'out.png') as first, Image.open(tmp_path / 'out-2.png') as second:
+        assert first.width == second.width and first.height > second.height
+    assert [path.name for path in visualize.find([tmp_path / 'photos'])] == ['1.JPEG', '2.png', 'c.gif']
+
+
+def test_one_photo_of_many_rows_is_a_figure(weights, tmp_path, monkeypatch):
+    photo(tmp_path / 'a.png')
+    monkeypatch.setattr(visualize, 'ROWS', 1)
+    done = call(visualize, 'a.png', '--weights', weights['student'], '--save', 'out.png', cwd=tmp_path)
+    assert done.out.splitlines()[1:] == ['out.png: 1 of 1 photos']
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['gone.jpg'], ['cannot read', 'gone.jpg', 'No such file']),
+    (['text.jpg'], ['text.jpg is no photo', 'holds no image', 'name another']),
+    (['half.png'], ['half.png is no photo']),
+    (['thin.png', '--weights', 'imagenet'], ['thin.png is no photo', 'too long and thin']),
+    (['empty'], ['folder empty has no photos', '.jpg', 'name another']),
+    (['a.png', '--weights', 'teacher', 'imagenet'], ['teacher has 3 groups', 'imagenet 4']),
+    (['a.png', '--weights', 'gone.pth'], ['cannot read the weights gone.pth']),
+    (['a.png', '--weights', 'text.jpg'], ['text.jpg is text, not weights']),
+    (['a.png', '--weights', 'diverged.pth'], ['diverged', 'no finite numbers', 'take other weights']),
+    (['a.png', '--weights', 'teacher', 'student', '--names', 'A'], ['1 names', '2 networks']),
+    (['a.png', '--groups', '[3]'], ['no group 3', '0 to 2']),
+    (['a.png', '--groups', 'first'], ["'first'", 'list of whole numbers']),
+    (['a.png', '--groups', '0', '--maps', 'gradient'], ['no groups', 'drop --groups']),
+    (['a.png', '--maps', 'sum3'], ["'sum3'", 'sum4']),
+    (['a.png', '--label', 'unicorn'], ["no class 'unicorn'", 'airplane', 'from 0 to 9']),
+    (['a.png', '--label', '10'], ["no class '10'"]),
+    (['a.png', '--label', 'cat', '--maps', 'sum2'], ['--label', 'drop']),
+    (['a.png', '--save', 'out.gif'], ['.png, .svg, .pdf']),
+    (['a.png', '--save', 'gone/out.png'], ['no folder gone', 'make it first']),
+    (['a.png', '--save', 'folder.png'], ['cannot write folder.png']),
+    ([], ['PHOTO'])])
+def test_bad_input_is_one_sentence(weights, tmp_path, arguments, words):
+    photo(tmp_path / 'a.png')
+    (tmp_path / 'text.jpg').write_text('not a photo, nor weights')
+    (tmp_path / 'half.png').write_bytes((tmp_path / 'a.png').read_bytes()[:200])
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'folder.png').mkdir()
+    if 'thin.png' in arguments:
+        Image.new('L', (1_000_000, 1)).save(tmp_path / 'thin.png')
+    if 'diverged.pth' in arguments:
+        params = torch.load(weights['nin'])
+        torch.save(params | {'fc.bias': torch.full((10,), math.nan)}, tmp_path / 'diverged.pth')
+    arguments = [weights.get(argument, argument) for argument in arguments]
+    for option, value in (('--weights', weights['teacher']), ('--save', 'out.png')):
+        arguments += [] if option in arguments else [option, value]
+    before = sorted(tmp_path.iterdir())
+    done = call(visualize, *arguments, cwd=tmp_path)
+    line, = done.err.splitlines()
+    assert done.status == 2
+    assert all(word in line for word in words), line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_network_that_gives_no_numbers_is_refused(networks):
+    params = networks[0].params | {'fc.bias': torch.full((10,), math.inf)}
+    with pytest.raises(InputError, match='no finite numbers'):
+        visualize.look(networks[0]._replace(params=params), noise(32, 32).permute(1, 2, 0))
