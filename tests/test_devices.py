@@ -82,8 +82,8 @@ def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
     states = []
     for n in (1, 2):
         run(n, *SMALL, '--epochs', 1, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
-            '--hint_beta', 100, '--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--ngpu', n, '--save', n,
-            folder=tmp_path, fixed_bn=True)
+            '--hint_beta', 100, '--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--ngpu', n,
+            '--save', n, folder=tmp_path, fixed_bn=True)
         states.append(checkpoint.read(tmp_path / str(n) / 'model.pt7'))
     one, two = states
     assert list(one['adaptors']) == ['adaptor0', 'adaptor1', 'adaptor2']

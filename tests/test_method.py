@@ -43,7 +43,7 @@ def looped(x, y, adaptor):
             for c in range(width):
                 student = x[i, :, r, c].tolist()
                 if adaptor is not None:
-                    student = [sum(w * a for w, a in zip(row, student, strict=True)) for row in adaptor.tolist()]
+                    student = (adaptor @ torch.tensor(student, **F64)).tolist()
                 pairs += zip(student, y[i, :, r, c].tolist(), strict=True)
         norms = [math.sqrt(sum(p[k] ** 2 for p in pairs)) for k in (0, 1)]
         total += sum((a / norms[0] - b / norms[1]) ** 2 for a, b in pairs)
@@ -55,8 +55,9 @@ def test_full_activation_loss(channels):
     x, y = (torch.randn(2, c, 3, 4, **F64) for c in channels)
     adaptor = None if channels[0] == channels[1] else torch.randn(channels[1], channels[0], **F64)
     weight = None if adaptor is None else adaptor[:, :, None, None]
-    assert utils.full_activation_loss(x, y, weight).item() == pytest.approx(looped(x, y, adaptor), rel=1e-9)
-    assert utils.full_activation_loss(1e3 * x, 1e-3 * y, weight).item() == pytest.approx(looped(x, y, adaptor))
+    expected = looped(x, y, adaptor)
+    assert utils.full_activation_loss(x, y, weight).item() == pytest.approx(expected, rel=1e-9)
+    assert utils.full_activation_loss(1e3 * x, 1e-3 * y, weight).item() == pytest.approx(expected)
     inputs = [t.requires_grad_() for t in (x, y, weight) if t is not None]
     assert torch.autograd.gradcheck(utils.full_activation_loss, (x, y, *inputs[2:]))
 
@@ -78,7 +79,8 @@ def test_adaptors_stand_where_channels_differ():
     f_t, teacher = nin.nin(16, 10)
     hint = ['--hint_beta', 1]
     found = adaptors(parse(*hint), f_s, student, f_t, teacher)
-    assert {name: tuple(t.shape) for name, t in found.items()} == {'adaptor0': (16, 8, 1, 1), 'adaptor2': (16, 32, 1, 1)}
+    assert {name: tuple(t.shape) for name, t in found.items()} == {'adaptor0': (16, 8, 1, 1),
+                                                                   'adaptor2': (16, 32, 1, 1)}
     assert list(adaptors(parse(*hint, '--at_groups', '[1,2]'), f_s, student, f_t, teacher)) == ['adaptor2']
     assert adaptors(parse(*hint), f_s, student, f_s, student) == {}
     assert adaptors(parse('--beta', 1), f_s, student, f_t, teacher) == {}
@@ -164,7 +166,8 @@ def test_gradient_losses_against_differences(name):
                 moved = {n: t.clone() for n, t in fixed.items()}
                 moved[key].view(-1)[k] += sign * 1e-5
                 values.append(method(opt, smooth, moved, smooth, teacher)(Sample(x, labels, 1))[0].item())
-            assert student[key].grad.view(-1)[k].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-6)
+            assert student[key].grad.view(-1)[k].item() == pytest.approx((values[0] - values[1]) / 2e-5,
+                                                                         abs=1e-6)
 
 
 def test_a_symmetric_image_has_no_symmetry_loss_and_finite_gradients():
@@ -266,7 +269,8 @@ def test_every_loss_at_once_is_the_sum_of_them():
 
 def test_hint_decays_as_beta_does():
     (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
-    h = method(parse('--hint_beta', 1e3, '--beta_decay', 'linear', '--epochs', 10), smooth, student, smooth, teacher)
+    h = method(parse('--hint_beta', 1e3, '--beta_decay', 'linear', '--epochs', 10), smooth, student, smooth,
+               teacher)
     for epoch, factor in ((1, 1), (6, 0.5), (10, 0.1)):
         loss, output = h(Sample(x, labels, epoch))
         ce = F.cross_entropy(output.logits, labels).item()
@@ -288,7 +292,8 @@ def test_an_adaptor_is_learned(capsys):
 
 def test_compiled_it_is_the_same_step(monkeypatch):
     """Captured as a graph in one piece, and run without the compiler of C++, which takes a minute."""
-    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager', fullgraph=True))
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager',
+                                                            fullgraph=True))
     (x, labels), teacher = images(), smooth_params(2)
     results = []
     for more in ([], ['--compile']):

@@ -82,7 +82,8 @@ def test_the_network_is_that_of_modules(bn, pool_relu, mode):
     for ours, theirs in zip(own, twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8)
     if bn:
-        for name, theirs in (('mean', twin.blocks[2][7].running_mean), ('var', twin.blocks[2][7].running_var)):
+        for name, theirs in (('mean', twin.blocks[2][7].running_mean), ('var',
+                                                                        twin.blocks[2][7].running_var)):
             torch.testing.assert_close(params[f'group2.bn2.running_{name}'], theirs)
 
 
@@ -126,7 +127,8 @@ def test_folded_it_has_the_same_maps(bn, pool_relu):
 
 def test_damaged_files_are_refused():
     _, params = nin.nin(8, 10)
-    for change, said in (({'group1.conv1': None}, 'lacks group1.conv1'), ({'group1.extra': torch.ones(1)}, 'unknown'),
+    for change, said in (({'group1.conv1': None}, 'lacks group1.conv1'), ({'group1.extra': torch.ones(1)},
+                                                                          'unknown'),
                          ({'group1.conv2': torch.ones(8, 7, 1, 1)}, r'group1.conv2 is \(8, 7, 1, 1\)'),
                          ({'group0.conv0': None}, 'no network of this project')):
         wrong = {name: t for name, t in (params | change).items() if t is not None}
@@ -146,17 +148,20 @@ def test_a_mirrored_image_has_mirrored_groups_under_mirrored_filters():
 
 
 def test_teacher_and_student_of_different_families(tmp_path):
-    short = ['--dataset', 'shapes', '--max_images', 24, '--batch_size', 16, '--epochs', 1, '--epoch_step', '[]']
+    short = ['--dataset', 'shapes', '--max_images', 24, '--batch_size', 16, '--epochs', 1, '--epoch_step',
+             '[]']
     teachers = {'nin': ['--model', 'nin', '--width', 12], 'wrn': ['--depth', 10, '--width', 0.5]}
     for name, options in teachers.items():
         assert call(cifar, '--save', tmp_path / name, *options, *short, cwd=tmp_path).status == 0
-    for teacher, student in (('wrn', ['--model', 'nin', '--width', 8]), ('nin', ['--depth', 10, '--width', 0.25])):
+    for teacher, student in (('wrn', ['--model', 'nin', '--width', 8]), ('nin', ['--depth', 10, '--width',
+                                                                                 0.25])):
         done = call(cifar, '--save', tmp_path / f'from_{teacher}', *student, *short, '--teacher_id',
                     tmp_path / teacher, '--beta', '1e3', '--alpha', 0.5, '--hint_beta', 10, cwd=tmp_path)
         assert done.status == 0 and not done.errors
         record = log_of(tmp_path / f'from_{teacher}')[-1]
         assert len(record['at_losses']) == len(record['hint_losses']) == 3
-        done = call(cifar, '--evaluate', '--student_params', tmp_path / f'from_{teacher}', '--dataset', 'shapes',
+        done = call(cifar, '--evaluate', '--student_params', tmp_path / f'from_{teacher}', '--dataset',
+                    'shapes',
                     '--max_images', 24, cwd=tmp_path)
         assert f'error {100 - record["test_acc"]:.2f}' in done.out
     records = {name: log_of(tmp_path / name)[-1] for name in teachers}

@@ -210,7 +210,8 @@ def test_combinations_that_cannot_work(capsys, arguments, words):
 @pytest.mark.parametrize('arguments', [
     ['--evaluate', '--save', 'run'], ['--evaluate', '--resume', 'file'],
     [*STUDENT, '--hint_beta', '1e3', '--beta_decay', 'linear', '--at_groups', '[1]', '--compile'],
-    [*STUDENT, '--grad_beta', '1', '--alpha', '0.9', '--beta', '1e3'], [*RUN, '--sym_beta', '1', '--l2_beta', '1'],
+    [*STUDENT, '--grad_beta', '1', '--alpha', '0.9', '--beta', '1e3'], [*RUN, '--sym_beta', '1', '--l2_beta',
+                                                                        '1'],
     [*RUN, '--model', 'nin', '--width', '192', '--no_bn', '--no_pool_relu', '--augment', 'none'],
     [*RUN, '--resume', 'auto'], [*STUDENT, '--beta', '1e3', '--alpha', '0.9', '--beta_decay', 'step'],
     [*STUDENT, '--beta', '1', '--map', 'max', '--map_p', '1', '--at_groups', '[2,0]'],

@@ -1,0 +1,256 @@
+"""Many runs at once, in stages: what starts when, what is told, what a stopped runner leaves behind."""
+import fcntl
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, THREADS, call, listing, log_of
+
+from tools import jobs
+
+TINY = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--max_images', '32', '--batch_size', '16',
+        '--device', 'cpu']
+
+
+def line(save, *arguments, epochs=1):
+    return shlex.join(['cifar.py', '--save', str(save), *TINY, '--epochs', str(epochs), '--epoch_step', '[]',
+                       *map(str, arguments)])
+
+
+def start(monkeypatch, cwd, lines, *arguments, **variables):
+    """The runner in this process, of whose threads there are none in the runs: --jobs 2 leaves each one."""
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines)))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = call(jobs, *arguments, cwd=cwd)
+    torch.set_num_threads(THREADS)
+    return done
+
+
+# --- order: runs that only say when they were there ------------------------------------------------------
+
+
+def stand_in(job, gpu, threads, parent):
+    """In place of a run, by the name of its folder."""
+    save, begin = Path(job.opt.save), time.monotonic()
+    assert parent == os.getppid()
+    time.sleep(0.6 if 'slow' in save.name else 0.2)
+    with open('events', 'a') as f:
+        event = save.name, gpu, threads, begin, time.monotonic()
+        f.write(json.dumps(event) + '\n')
+    if 'bad' in save.name:
+        job.out.write_text(f'a note\n{job.words[0]}: error: {save.name[-1]} is bad\n')
+        sys.exit(int(save.name[-1]))
+    if 'killed' in save.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save.mkdir()
+    (save / 'log.txt').write_text('{"epoch": 1, "test_acc": 91.234}\n')
+
+
+@pytest.fixture
+def order(monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, 'run', stand_in)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 9)
+
+    def started(lines, *arguments, **variables):
+        done = start(monkeypatch, tmp_path, lines, *arguments, **variables)
+        events = (tmp_path / 'events').read_text().splitlines()
+        return done, {name: rest for name, *rest in map(json.loads, events)}
+
+    return started
+
+
+def most_at_once(events):
+    return max(sum(begin <= moment < end for *_, begin, end in events.values())
+               for *_, moment, _ in events.values())
+
+
+def test_one_after_the_other(order):
+    done, events = order([line('a'), line('b'), '', line('c')])
+    assert (done.status, done.err) == (0, '')
+    assert list(events) == ['a', 'b', 'c'] and most_at_once(events) == 1
+    assert {(gpu, threads) for gpu, threads, *_ in events.values()} == {(None, 9)}
+    assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: done in \d+ s, test error 8.77 %\n){3}',
+                        done.out)
+
+
+def test_stages_wait_for_all_before(order):
+    lines = [line('a_slow'), line('b'), 'wait', line('c'), 'wait', 'wait', line('d')]
+    done, events = order(lines, '--jobs', 3)
+    assert done.status == 0 and events.keys() == {'a_slow', 'b', 'c', 'd'}
+    ends, begins = ({name: event[i] for name, event in events.items()} for i in (3, 2))
+    assert begins['b'] < ends['a_slow'] <= begins['c'] and ends['c'] <= begins['d']
+
+
+def test_n_at_once_on_gpus_in_turn(order):
+    """Four places on two GPUs: a run that ends makes room on its own GPU."""
+    lines = [line(f'{i}_slow' if i in (0, 2) else i) for i in range(6)]  # 0 and 2: both on the first GPU
+    done, events = order(lines, '--jobs', 4, '--gpus', '5,7')
+    assert done.status == 0 and most_at_once(events) == 4
+    assert {name: gpu for name, (gpu, *_) in events.items()} == {
+        '0_slow': '5', '1': '7', '2_slow': '5', '3': '7', '4': '7', '5': '7'}
+    assert {threads for _, threads, *_ in events.values()} == {2}  # 9 cores among 4
+
+
+def test_more_runs_than_cores_have_a_thread_each(order):
+    _, events = order([line('a')], '--jobs', 10)
+    assert events['a'][1] == 1
+
+
+def test_threads_that_are_given_stay(order):
+    _, events = order([line('a')], '--jobs', 2, OMP_NUM_THREADS='9')
+    assert events['a'][1] == 9
+
+
+def test_failures(order):
+    """The others of the stage go on, the next stage does not start, a sentence is told once."""
+    lines = [line('bad1'), line('a'), line('x/bad2'), line('y/bad2'), line('b'), 'wait', line('c')]
+    done, events = order(lines)
+    assert done.status == 2
+    assert list(events) == ['bad1', 'a', 'bad2', 'b']
+    assert done.err.splitlines() == ['cifar.py: error: 1 is bad', 'cifar.py: error: 2 is bad']
+    assert 'y/bad2: failed after 0 s with status 2, see y/bad2.out\n' in done.out and 'c: ' not in done.out
+
+
+def test_a_run_that_is_killed(order):
+    done, _ = order([line('killed'), line('a')])
+    assert (done.status, done.err) == (128 + 9, 'killed was ended by signal 9\n')
+    assert 'a: done' in done.out
+
+
+# --- before anything starts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('lines', 'sentence'), [
+    ([], 'the input has no command: write one a line'),
+    (['wait', ''], 'the input has no command: write one a line'),
+    ([line('a'), 'rm -rf x'], 'rm -rf x: a line begins with cifar.py or imagenet.py, or is `wait`'),
+    (['cifar.py --save "a'], 'cifar.py --save "a: cannot be split into words (No closing quotation)'),
+    ([line('a'), line('b', '--beta', 1)], '--beta needs a teacher: add --teacher_id with its run or its '
+     'weights; in: ' + line('b', '--beta', 1)),
+    (['cifar.py --seed x --save a'], "argument --seed: 'x' is not a whole number from 0 to 2147483647; in: "
+     'cifar.py --seed x --save a'),
+    ([line('a'), 'wait', line('a')], 'a is the folder of two runs: give each its own --save'),
+    (['cifar.py --evaluate --student_params a'],
+     'cifar.py --evaluate --student_params a: add --save, beside which the output goes'),
+    (['imagenet.py --imagenetpath nowhere'],
+     'nowhere/val cannot be read (No such file or directory): the folder of '
+     'imagenet holds train/<synset>/*.JPEG and val/<synset>/*.JPEG'),
+])
+def test_mistakes(monkeypatch, tmp_path, lines, sentence):
+    done = start(monkeypatch, tmp_path, lines)
+    assert (done.status, done.out, done.err) == (2, '', f'tools.jobs.py: error: {sentence}\n')
+    assert not listing(tmp_path)
+
+
+def test_without_data_nothing_starts(monkeypatch, tmp_path):
+    lines = [f'cifar.py --save {i} --dataroot /dev/null/data' for i in range(3)]
+    done = start(monkeypatch, tmp_path, lines, '--jobs', 2)
+    assert (done.status, done.out) == (2, '')
+    assert re.fullmatch('tools.jobs.py: error: CIFAR10 is not whole in /dev/null/data/.* by --dataroot, or '
+                        'use --dataset shapes\n', done.err)
+    assert not listing(tmp_path)
+
+
+# --- real runs -------------------------------------------------------------------------------------------
+
+
+def runner(cwd, lines, *arguments, shell=False):
+    """The runner in a process of its own, after `lines` have been written; shell: started by one."""
+    (cwd / 'lines').write_text('\n'.join(lines) + '\n')
+    command = shlex.join([sys.executable, '-m', 'tools.jobs', *map(str, arguments)])
+    command = f'{command} --parent $$ < lines; exit' if shell else f'exec {command} < lines'
+    return subprocess.Popen(
+        ['bash', '-c', command], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+
+
+def test_real_runs(monkeypatch, tmp_path):
+    """Teacher, students, an evaluation; a second start does nothing, other options are refused."""
+    folder = tmp_path / 'some runs'
+    lines = [line('teacher'), line('alone'), 'wait',
+             line('at', '--teacher_id', 'teacher', '--beta', '1e3'),
+             line('lost', '--teacher_id', 'x', '--beta', '1'),
+             shlex.join(['cifar.py', '--evaluate', '--student_params', 'teacher', '--save', 'a b/e', *TINY])]
+    folder.mkdir()
+    done = start(monkeypatch, folder, lines, '--jobs', 2)
+    assert (done.status, done.err) == (2, (
+        'cifar.py: error: --teacher_id x: there is neither logs/x nor x; train the teacher first, or give '
+        'the path of its run or of its weights\n'))
+    log = {name: log_of(folder / name) for name in ('teacher', 'alone', 'at')}
+    assert all(len(epochs) == 1 for epochs in log.values()) and not (folder / 'lost').exists()
+    said = (folder / 'at.out').read_text().splitlines()
+    assert said[0] == '$ python ' + lines[3] + ' --resume auto'
+    assert said[1].startswith('teacher: WRN-10-0.25') and said[2].startswith('epoch 1/1: ')
+    evaluated = (folder / 'a b/e.out').read_text().splitlines()[-1]
+    assert evaluated.startswith(f'teacher: test loss {log["teacher"][0]["test_loss"]:.4f}')
+    assert re.search(rf'^a b/e: done in \d+ s, {re.escape(evaluated)}$', done.out, re.MULTILINE)
+    assert f's, test error {100 - log["at"][0]["test_acc"]:.2f} %\n' in done.out
+
+    del lines[4]
+    before = listing(folder)
+    done = start(monkeypatch, folder, lines)
+    assert (done.status, done.out, done.err) == (0, '4 of 4 runs are done\n', '')
+    done = start(monkeypatch, folder, [line('alone', epochs=2)])
+    assert (done.status, done.out) == (2, '')
+    assert done.err == (
+        'tools.jobs.py: error: alone holds another run (the run goes on with --epochs 2; it began with 1): '
+        'give the options of then, or another folder, to a recipe by LOGS=folder\n')
+    assert listing(folder) == before
+
+
+def free(path):
+    """Whether no run holds its output any more."""
+    with open(path) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_stopped_again_and_again(monkeypatch, tmp_path):
+    """By SIGTERM, by SIGKILL, and by the end of its shell; each time the next start goes on at once."""
+    epochs, out = 40, tmp_path / 'run.out'
+    lines = [line('run', epochs=epochs)]
+    n_done = 0
+
+    def at_work():
+        return out.exists() and out.read_text().count(f'/{epochs}: train') >= n_done + 3
+
+    with runner(tmp_path, lines) as process:
+        until(at_work)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, 'stopped 1 runs; the same command goes on with them\n')
+    assert free(out) and 'go on with: python cifar.py --save run' in out.read_text()  # it was waited for
+    for shell in (False, True):
+        n_done = out.read_text().count(f'/{epochs}: train')
+        assert n_done < epochs - 5
+        with runner(tmp_path, lines, shell=shell) as process:
+            until(at_work)
+            assert not free(out)
+            process.kill()
+    done = start(monkeypatch, tmp_path, lines, '--jobs', 2)
+    assert (done.status, done.err) == (0, '')
+    assert [epoch['epoch'] for epoch in log_of(tmp_path / 'run')] == list(range(1, epochs + 1))
+    told = [int(n) for n in re.findall(rf'^epoch (\d+)/{epochs}: train', out.read_text(), re.MULTILINE)]
+    assert told == sorted(set(told)) and len(told) > epochs - 4  # none was computed twice
+    assert out.read_text().count('go on with: python') == 3

@@ -1,0 +1,279 @@
+"""The recipes: every command parses, every row is there, teachers come first; smoke.sh runs them all."""
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, call, log_of
+
+from tools import jobs, report
+
+RECIPES = ROOT / 'recipes'
+IMAGES = {4: {'CUB': 'cub folder', 'SCENES': 'scenes'}, 5: {'IMAGENET': 'imagenet'}}  # no table without
+PAIRS = [('nin_thin', 'nin_wide'), ('wrn_16_1', 'wrn_16_2'), ('wrn_16_1', 'wrn_40_1'),
+         ('wrn_16_2', 'wrn_40_2')]
+NETWORKS = {'nin_thin': ('nin', 96), 'nin_wide': ('nin', 192), 'wrn_16_1': (16, 1), 'wrn_16_2': (16, 2),
+            'wrn_40_1': (40, 1), 'wrn_40_2': (40, 2)}
+WEIGHTS = ('beta', 'alpha', 'hint_beta', 'grad_beta', 'sym_beta', 'l2_beta')
+
+
+def recipe(name, root=ROOT, **variables):
+    settings = ('JOBS', 'GPUS', 'EPOCHS', 'SEEDS', 'DATASET', 'LOGS', 'ARGS', 'PRINT', 'CUB', 'SCENES',
+                'DATAROOT', 'IMAGENET', 'TEACHER', 'R18', 'R34')
+    env = {k: v for k, v in os.environ.items() if k not in settings}
+    done = subprocess.run(['bash', str(root / 'recipes' / f'{name}.sh')], text=True, capture_output=True,
+                          stdin=subprocess.DEVNULL, timeout=500,
+                          env=env | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **variables})
+    print(done.stdout, done.stderr)
+    return done
+
+
+def stages(n, **variables):
+    """Options of the runs of Table n, by stages; every command parsed by its script."""
+    done = recipe(f'table{n}', PRINT='1', **{**IMAGES.get(n, {}), **variables})
+    assert (done.returncode, done.stderr) == (0, '')
+    found = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+    assert all(opt.resume == 'auto' for stage in found for opt in stage)
+    return found
+
+
+def row(opt):
+    """A run by its network, its teacher's name, and what it learns with which weight."""
+    network = (opt.model if opt.model == 'nin' else opt.depth, opt.width)
+    weights = {name: getattr(opt, name) for name in WEIGHTS}
+    return network, Path(opt.teacher_id).name, {name: weight for name, weight in weights.items() if weight}
+
+
+# --- rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('n', 'counts'), [(1, (6, 16)), (2, (2, 7)), (3, (4, 3)), (4, (4, 4)), (5, (4,))])
+def test_number_of_runs_and_their_folders(n, counts):
+    one = stages(n, SEEDS='7', LOGS='some logs')
+    assert tuple(map(len, one)) == counts
+    for opt in (opt for stage in one for opt in stage):
+        assert opt.seed == 7 and re.fullmatch(r'some logs/7/\w+', opt.save)
+    two = stages(n, SEEDS='3 11')
+    assert tuple(map(len, two)) == tuple(2 * count for count in counts)
+    assert {opt.save.split('/')[:3][-1] for stage in two for opt in stage} == {'3', '11'}
+    assert all(opt.save.startswith(f'logs/table{n}/{opt.seed}/') for stage in two for opt in stage)
+
+
+@pytest.mark.parametrize(('n', 'seeds'), [(1, 5), (2, 5), (3, 1), (4, 5), (5, 1)])
+def test_seeds_of_the_paper(n, seeds):
+    assert {opt.seed for stage in stages(n) for opt in stage} == set(range(1, seeds + 1))
+
+
+@pytest.mark.parametrize('n', range(1, 6))
+def test_teachers_come_first(n):
+    """A teacher is a run of an earlier stage, with the same seed; in Table 5 it is given."""
+    before, taught = {}, 0
+    for stage in stages(n, SEEDS='1 2'):
+        for opt in stage:
+            teacher = getattr(opt, 'teacher_id', '') or getattr(opt, 'teacher_params', '')
+            if n == 5:
+                assert teacher in ('', 'torchvision:resnet34')
+            elif teacher:
+                assert before[teacher] == opt.seed
+                taught += 1
+        before |= {opt.save: opt.seed for opt in stage}
+    assert taught or n == 5
+
+
+def test_table1():
+    alone, taught = stages(1, SEEDS='1')
+    assert {Path(opt.save).name: row(opt) for opt in alone} == {
+        name: (network, '', {}) for name, network in NETWORKS.items()}
+    methods = [({'beta': 1e3}, 'none'), ({'hint_beta': 1e3}, 'linear'), ({'alpha': 0.9}, 'none'),
+               ({'beta': 1e3, 'alpha': 0.9}, 'linear')]
+    assert [(*row(opt), opt.beta_decay) for opt in taught] == [
+        (NETWORKS[student], teacher, weights, decay)
+        for student, teacher in PAIRS for weights, decay in methods]
+    for opt in alone + taught:
+        assert (opt.dataset, opt.lr, opt.weight_decay, opt.augment, opt.map, opt.map_p) == (
+            'CIFAR10', 0.1, 5e-4, 'crop_flip', 'sum', 2)
+
+
+def test_table2():
+    alone, taught = stages(2, SEEDS='1')
+    assert [row(opt) for opt in alone] == [((16, 2), '', {}), ((16, 1), '', {})]
+    assert all(row(opt) == ((16, 1), 'wrn_16_2', {'beta': 1e3}) for opt in taught)
+    assert [(opt.map, opt.map_p, opt.at_groups) for opt in taught] == [
+        ('sum', 2, None), ('sum', 1, None), ('sum', 4, None), ('max', 1, None),
+        ('sum', 2, [0]), ('sum', 2, [1]), ('sum', 2, [2])]
+
+
+def test_runs_of_two_tables_may_share_a_folder():
+    """A run of the same name has the same options."""
+    runs = [{opt.save: opt for stage in stages(n, LOGS='logs/both') for opt in stage} for n in (1, 2)]
+    both = runs[0].keys() & runs[1].keys()
+    assert len(both) == 5 * 3 and all(runs[0][save] == runs[1][save] for save in both)
+
+
+def test_table3():
+    first, taught = stages(3)
+    teacher, *others = first
+    assert (row(teacher), teacher.no_bn, teacher.no_pool_relu) == ((('nin', 192), '', {}), False, True)
+    students = others + taught
+    assert [(Path(opt.teacher_id).name, *row(opt)[2]) for opt in students] == [
+        ('',), ('', 'l2_beta'), ('', 'sym_beta'), *((Path(teacher.save).name, name)
+                                                    for name in ('grad_beta', 'alpha', 'beta'))]
+    for opt in students:
+        assert (opt.model, opt.width, opt.no_bn, opt.no_pool_relu) == ('nin', 96, True, True)
+        assert opt.weight_decay == 0
+    assert {opt.augment for opt in first + taught} == {'flip'}
+
+
+def test_table4():
+    first, taught = stages(4, SEEDS='1')
+    assert [(o.dataset, o.imagenetpath, o.depth, o.finetune) for o in first] == [
+        (name, folder, depth, f'torchvision:resnet{depth}')
+        for name, folder in (('cub', 'cub folder'), ('scenes', 'scenes')) for depth in (34, 18)]
+    assert [(o.dataset, o.depth, o.finetune, o.teacher_params, o.alpha, o.beta) for o in taught] == [
+        (name, 18, 'torchvision:resnet18', f'logs/table4/1/{name}_r34', alpha, beta)
+        for name in ('cub', 'scenes') for alpha, beta in ((0.9, 0), (0, 1e3))]
+    assert {(o.epochs, *o.epoch_step, *o.at_groups) for o in first + taught} == {(60, 40, 2, 3)}
+
+
+@pytest.mark.parametrize(('variables', 'expected'), [
+    ({'CUB': 'a', 'SCENES': ''}, {('cub', 'a')}),
+    ({'CUB': '', 'SCENES': 'b'}, {('scenes', 'b')}),
+    ({'DATASET': 'cub', 'CUB': 'a'}, {('cub', 'a')}),
+    ({'DATASET': 'scenes', 'SCENES': '', 'DATAROOT': 'c'}, {('scenes', 'c')}),
+    ({'DATASET': 'folder', 'DATAROOT': 'c d'}, {('folder', 'c d')})])
+def test_data_sets_of_table4(variables, expected):
+    found = [opt for stage in stages(4, SEEDS='1', R18='x', R34='y', **variables) for opt in stage]
+    assert {(opt.dataset, opt.imagenetpath) for opt in found} == expected
+    assert [(opt.depth, opt.finetune) for opt in found] == [(34, 'y'), (18, 'x'), (18, 'x'), (18, 'x')]
+
+
+def test_table5():
+    found, = stages(5, TEACHER='my teacher')
+    assert [(o.evaluate, o.student_params) for o in found] == [(True, 'my teacher')] + 3 * [(False, '')]
+    assert [(o.teacher_params, o.beta, o.alpha, o.at_from_epoch) for o in found] == [
+        ('', 0, 0, 1), ('', 0, 0, 1), ('my teacher', 1e3, 0, 60), ('my teacher', 0, 0.9, 1)]
+    assert {(o.dataset, o.imagenetpath, o.depth, o.epochs, *o.epoch_step) for o in found} == {
+        ('imagenet', 'imagenet', 18, 100, 30, 60, 90)}
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+# Worked by hand: a drop at d of T comes at 1 + (d - 1) E / T, rounded; not twice, not at 1, not after E.
+@pytest.mark.parametrize(('epochs', 'drops'), [
+    (200, [60, 120, 160]), (400, [119, 239, 319]), (100, [31, 61, 81]), (50, [16, 31, 41]), (12, [5, 8, 11]),
+    (4, [2, 3, 4]), (3, [2, 3]), (2, [2]), (1, [])])
+def test_schedule(epochs, drops):
+    for opt in (opt for n in (1, 3) for stage in stages(n, SEEDS='1', EPOCHS=str(epochs)) for opt in stage):
+        assert (opt.epochs, opt.epoch_step) == (epochs, drops)
+
+
+@pytest.mark.parametrize(('epochs', 'drops', 'begin'), [(10, [4, 7, 10], 7), (2, [2], 2), (1, [], 1)])
+def test_schedule_of_table5(epochs, drops, begin):
+    found, = stages(5, EPOCHS=str(epochs))
+    assert [(o.epochs, o.epoch_step) for o in found[1:]] == 3 * [(epochs, drops)]
+    assert found[2].at_from_epoch == begin
+
+
+def test_schedule_of_table4():
+    assert {(o.epochs, *o.epoch_step) for stage in stages(4, EPOCHS='6') for o in stage} == {(6, 5)}
+
+
+def test_data_set_and_further_options():
+    found = [opt for stage in stages(1, DATASET='CIFAR100', ARGS="--dataroot 'my data' --dtype bfloat16")
+             for opt in stage]
+    assert {(opt.dataset, opt.dataroot, opt.dtype) for opt in found} == {('CIFAR100', 'my data', 'bfloat16')}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the recipes in a folder with a space, and a PYTHON that tells how it was called."""
+    root = tmp_path / 'a copy'
+    (root / 'recipes').mkdir(parents=True)
+    for path in RECIPES.glob('*.sh'):
+        (root / 'recipes' / path.name).write_text(path.read_text())
+    python = tmp_path / 'fake python'
+    python.write_text('#!/usr/bin/env bash\n'
+                      'for word in "$(pwd)" "$@"; do printf "<%s>" "$word"; done; echo\n'
+                      'if [ "$2" = tools.jobs ]; then cat >lines; exit "${STATUS:-0}"; fi\n')
+    python.chmod(0o755)
+    return root, str(python)
+
+
+def test_runner_then_report(copy):
+    root, python = copy
+    done = recipe('table2', root, PYTHON=python, JOBS='3', GPUS='0,1', LOGS='my logs', SEEDS='1')
+    assert (done.returncode, done.stderr) == (0, '')
+    train, table = done.stdout.splitlines()
+    assert re.sub(r'\d{2,}', 'PID', train.removeprefix(f'<{root}>')) == (
+        '<-m><tools.jobs><--parent><PID><--jobs><3><--gpus><0,1>')
+    assert table == f'<{root}><-m><tools.report><--table><2><my logs><--plot><my logs/curves.png>'
+    lines = (root / 'lines').read_text()
+    assert lines == recipe('table2', PRINT='1', LOGS='my logs', SEEDS='1').stdout and lines.count('\n') == 10
+
+
+def test_one_after_the_other_unless_told(copy):
+    root, python = copy
+    done = recipe('table1', root, PYTHON=python)
+    assert re.search('<--jobs><1><--gpus><>\n', done.stdout)
+
+
+def test_no_report_of_what_failed(copy):
+    root, python = copy
+    done = recipe('table1', root, PYTHON=python, STATUS='3')
+    assert done.returncode == 3 and 'tools.report' not in done.stdout
+
+
+@pytest.mark.parametrize(('name', 'variables', 'words'), [
+    ('table1', {'EPOCHS': '1e2'}, 'EPOCHS=1e2'), ('table3', {'EPOCHS': '0'}, 'EPOCHS=0'),
+    ('table4', {}, 'CUB=folder'), ('table5', {}, 'IMAGENET=folder')])
+def test_one_sentence(name, variables, words):
+    done = recipe(name, **variables)
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
+    assert done.stderr.startswith(f'{name}.sh: error: ') and words in done.stderr
+
+
+def test_without_data(tmp_path):
+    done = recipe('table1', SEEDS='1 2', LOGS=str(tmp_path / 'logs'), ARGS='--dataroot /dev/null/data')
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
+    assert done.stderr.startswith('jobs.py: error: CIFAR10 is not whole in /dev/null/data/')
+    assert not (tmp_path / 'logs').exists()
+
+
+def test_make_has_every_recipe():
+    makefile = (ROOT / 'Makefile').read_text()
+    phony = re.search(r'^\.PHONY:(.*)', makefile, re.MULTILINE)[1].split()
+    for path in RECIPES.glob('*.sh'):
+        if path.stem != 'common':
+            rule = rf'^{path.stem}: .*\n\t\$\(recipe\)$'
+            assert path.stem in phony and re.search(rule, makefile, re.MULTILINE)
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+
+def test_smoke(tmp_path, monkeypatch):
+    """Every row of every table runs, with files of its own; started again, nothing is left to do."""
+    logs = tmp_path / 'smoke logs'
+    begun = {'LOGS': str(logs), 'ARGS': '--device cpu'}
+    done = recipe('smoke', **begun)
+    assert (done.returncode, done.stderr) == (0, '')
+    n_runs = 1 + 22 + 9 + 7 + 4 + 4  # the first serves Tables 4 and 5 as weights from elsewhere
+    first, *told = done.stdout.splitlines()
+    assert first == f'0 of {n_runs} runs are done'
+    assert sum(': done in ' in line for line in told) == n_runs
+    for n in (1, 2, 3):
+        for opt in (opt for stage in stages(n, SEEDS='1', LOGS=str(logs / f'table{n}')) for opt in stage):
+            log = log_of(Path(opt.save))
+            assert [epoch['epoch'] for epoch in log] == [1, 2] and log[0]['dataset'] == 'shapes'
+            assert {name: log[0][name] for name in WEIGHTS} == {name: getattr(opt, name) for name in WEIGHTS}
+    at = log_of(logs / 'table5/1/r18_at')
+    assert [epoch['beta_epoch'] for epoch in at] == [0, 1e3]
+    assert log_of(logs / 'table4/1/folder_r18_kd')[1]['teacher_params'] == str(logs / 'table4/1/folder_r34')
+    for n in range(1, 6):
+        assert '|' in call(report, '--table', n, logs / f'table{n}', cwd=tmp_path).out
+    again = recipe('smoke', **begun)
+    assert (again.returncode, again.stderr, again.stdout) == (0, '', f'{n_runs} of {n_runs} runs are done\n')
