@@ -1,0 +1,79 @@
+"""Tables and curves of runs, from their logs, beside the paper's figures.
+
+    python -m tools.report logs/resnet_16_1 logs/at_16_1_16_2
+    python -m tools.report logs --table 1 --csv table1.csv
+    python -m tools.report logs/demo --plot curves.png --x seconds --plot_losses losses.svg
+    python -m tools.report --update README.md
+
+Runs that differ only in their seed share a row and a line. `--update` writes the tables that stand in a
+document between the lines `<!-- report: results/demo -->` and `<!-- end of report -->` anew.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import checkpoint
+import options
+from tools.report import curves, documents, logs, paper, tables
+from utils import InputError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = options.Parser('Tell the test errors of runs: tables, and curves.')
+    parser.add_argument('logs', nargs='*', metavar='LOGS', help='log, folder of a run, or of folders of runs')
+    parser.add_argument('--table', type=int, choices=list(paper.TABLES),
+                        help="the rows of this table of the paper, in its order, rather than all pairs")
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table as CSV, too')
+    parser.add_argument('--plot', type=_picture, metavar='FILE', help='draw the test errors: .png or .svg')
+    parser.add_argument('--x', choices=list(curves.AXES), default='epoch', help='against what, in --plot')
+    parser.add_argument('--plot_losses', type=_picture, metavar='FILE',
+                        help="draw attention transfer's loss, and others, for each group: .png or .svg")
+    parser.add_argument('--title', default='', help="of the drawings; the data set's name by default")
+    parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables in this document anew')
+    opt = parser.parse_args(arguments)
+    if opt.update:
+        if vars(opt) != vars(parser.parse_args([])) | {'update': opt.update}:
+            parser.error('--update stands alone: LOGS and --table are given in the document')
+    elif not opt.logs:
+        parser.error('the following arguments are required: LOGS')
+    if opt.x != parser.get_default('x') and not opt.plot:
+        parser.error('--x has no effect without --plot')
+    if opt.title and not (opt.plot or opt.plot_losses):
+        parser.error('--title has no effect without --plot or --plot_losses')
+    return opt
+
+
+def main() -> None:
+    opt = parse(sys.argv[1:])
+    if opt.update:
+        before = documents.read(opt.update)
+        after = documents.updated(before, opt.update.parent, parse)
+        if after != before:
+            _write(opt.update, after.encode())
+        print(f'{opt.update} is {"unchanged" if after == before else "updated"}')
+        return
+    runs = logs.read(opt.logs)
+    sections = tables.sections(runs, opt.table)
+    files = {}
+    if opt.csv:
+        files[opt.csv] = tables.csv(sections).encode()
+    if opt.plot:
+        files[opt.plot] = curves.errors(runs, opt.plot.suffix[1:], opt.title, opt.x)
+    if opt.plot_losses:
+        files[opt.plot_losses] = curves.losses(runs, opt.plot_losses.suffix[1:], opt.title)
+    for path, content in files.items():
+        _write(path, content)
+    print(tables.markdown(sections))
+
+
+def _picture(name: str) -> Path:
+    if Path(name).suffix not in curves.FORMATS:
+        raise argparse.ArgumentTypeError(f'{name!r} does not end in {" or ".join(curves.FORMATS)}')
+    return Path(name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        checkpoint.write_atomically(path, content)
+    except OSError as e:
+        raise InputError(f'cannot write {path}: {e.strerror}') from None

@@ -1,0 +1,56 @@
+"""Tables in a document, between markers, which the logs fill.
+
+    <!-- report: results/demo -->
+    <!-- end of report -->
+
+`python -m tools.report --update README.md` writes what lies between them. Paths are those from the document.
+"""
+import argparse
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.report import logs, tables
+from utils import InputError
+
+BEGIN, END = '<!-- report: {} -->', '<!-- end of report -->'
+MARKER = re.compile(r'^<!-- (?:report: (?P<arguments>.*?)|end of report) -->$', re.MULTILINE)
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        raise InputError(f'{path} is no text in UTF-8') from None
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from None
+
+
+def updated(text: str, folder: Path, parse: Callable[[list[str]], argparse.Namespace]) -> str:
+    """The document with the table of its logs, which are found from `folder`, between each pair of markers.
+
+    `parse` reads the arguments in a marker, which are LOGS and --table.
+    """
+    markers = list(MARKER.finditer(text))
+    begins, ends = markers[::2], markers[1::2]
+    if not markers:
+        raise InputError(f'the document has no line {BEGIN.format("LOGS")}: put it, and {END}, round a table')
+    if len(begins) != len(ends) or not all(m['arguments'] for m in begins) or any(
+            m['arguments'] for m in ends):
+        raise InputError(f'each line {BEGIN.format("LOGS")} needs its line {END}, before the next one')
+    parts, at = [], 0
+    for begin, end in zip(begins, ends, strict=True):
+        parts += [text[at:begin.end()], f'\n{_table(begin["arguments"], folder, parse)}\n']
+        at = end.start()
+    return ''.join([*parts, text[at:]])
+
+
+def _table(arguments: str, folder: Path, parse: Callable[[list[str]], argparse.Namespace]) -> str:
+    try:
+        opt = parse(shlex.split(arguments))
+    except ValueError:  # a quotation mark without its other one
+        raise InputError(f'{BEGIN.format(arguments)} has a quotation mark too many') from None
+    if vars(opt) != vars(parse(opt.logs or ['-'])) | {'table': opt.table}:
+        raise InputError(f'{BEGIN.format(arguments)}: only LOGS and --table are for a document')
+    return tables.markdown(tables.sections(logs.read(opt.logs, folder), opt.table))
