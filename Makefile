@@ -9,13 +9,31 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo table1 table2 table3 table4 table5 smoke test lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1 - \2/p' Makefile
 
 demo: .venv/.installed-run  ## run recipes/demo.sh: a teacher and its students in minutes on a CPU
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" PYTHON=$(VENV_PYTHON) bash recipes/demo.sh
+	$(recipe)
+
+table1: .venv/.installed-run  ## train and report Table 1, CIFAR-10; JOBS=4 GPUS=0,1 EPOCHS=12 for all tables
+	$(recipe)
+
+table2: .venv/.installed-run  ## Table 2, attention mapping functions, and one loss alone
+	$(recipe)
+
+table3: .venv/.installed-run  ## Table 3, gradient-based transfer
+	$(recipe)
+
+table4: .venv/.installed-run  ## Table 4, fine-tuning; CUB=folder SCENES=folder
+	$(recipe)
+
+table5: .venv/.installed-run  ## Table 5, ImageNet; IMAGENET=folder
+	$(recipe)
+
+smoke: .venv/.installed-run  ## every row of every table for a few steps
+	$(recipe)
 
 test: .venv/.installed-dev  ## run the tests; ARGS='-k name' goes to pytest
 	@$(VENV_PYTHON) -m pytest $(ARGS)
@@ -26,6 +44,10 @@ lint: .venv/.installed-dev  ## run ruff on the sources
 clean:  ## remove .venv and the caches; logs, data and results stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define recipe
+@PATH="$(CURDIR)/.venv/bin:$$PATH" PYTHON=$(VENV_PYTHON) bash recipes/$@.sh
+endef
 
 # A stamp is written when its step has succeeded, so what was cut short is done again by the next call.
 .venv/.installed-pip:

@@ -408,12 +408,18 @@ def test_table_4_is_of_two_data_sets(tmp_path):
         for name in ('cub', 'scenes')}
 
 
-@pytest.mark.parametrize(('options', 'name'), [
-    ({'dataset': 'CIFAR100'}, 'CIFAR100'), ({'max_images': 512}, 'CIFAR10 (first 512 images)')])
-def test_a_table_of_other_data_has_its_rows_without_the_figures(tmp_path, options, name):
-    write(tmp_path / 'alone', [60], **CIFAR | options)
+def test_a_table_of_the_first_images_has_the_figures_and_says_so(tmp_path):
+    write(tmp_path / 'alone', [60], **CIFAR | {'max_images': 512})
+    found = rows(table(tmp_path, number=2))
+    (title, part), = found.items()
+    assert title == 'Table 2: WRN-16-1 from WRN-16-2, CIFAR10 (first 512 images)'
+    assert [row[-2] for row in part] == ['8.77', '7.99', '7.93', '8.09', '8.08']
+
+
+def test_a_table_of_other_data_has_its_rows_without_the_figures(tmp_path):
+    write(tmp_path / 'alone', [60], **CIFAR | {'dataset': 'CIFAR100'})
     text = table(tmp_path, number=2)
-    assert rows(text) == {f'Table 2: WRN-16-1 from WRN-16-2, {name}': [
+    assert rows(text) == {'Table 2: WRN-16-1 from WRN-16-2, CIFAR100': [
         ['WRN-16-1', 'alone', '1', '1', '40.00', '40.00', '40.00', '60 s'],
         *(['WRN-16-1', f'AT, {mapping}', '', '0', 'missing', '', '', '']
           for mapping in ('F_sum', 'F_sum^2', 'F_sum^4', 'F_max^1'))]}

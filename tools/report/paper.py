@@ -94,7 +94,10 @@ def fits(figure: Figure, run: Run) -> bool:
 
 
 def parts(number: int, datasets: set[str]) -> Parts:
-    """The rows of a table for runs of these data sets: of one that is not the paper's, without figures."""
+    """The rows of a table for runs of these data sets: of one that is not the paper's, without figures.
+
+    Beside runs on the first images of its data set they stay, as beside those of few epochs: the title tells.
+    """
     table = TABLES[number]
     known = {dataset for _, dataset in table}
     if datasets <= known:
@@ -103,7 +106,9 @@ def parts(number: int, datasets: set[str]) -> Parts:
         raise InputError(f'Table {number} is of {" and ".join(sorted(known))}, the runs are of '
                          f'{", ".join(sorted(datasets))}: report the others alone')
     dataset, = datasets
-    return {(title, dataset): [figure._replace(dataset=dataset, error=None, top5=None) for figure in figures]
+    own = {'dataset': dataset} if dataset.partition(' (first ')[0] in known else {
+        'dataset': dataset, 'error': None, 'top5': None}
+    return {(title, dataset): [figure._replace(**own) for figure in figures]
             for (title, _), figures in table.items()}
 
 
