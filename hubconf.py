@@ -27,6 +27,11 @@ def wide_resnet(weights: str) -> _utils.Module:
     return _load(weights, 'WRN-')
 
 
+def nin(weights: str) -> _utils.Module:
+    """A Network-in-Network for CIFAR, of a run or a file, folded or not."""
+    return _load(weights, 'NIN')
+
+
 def _load(weights: str, kind: str) -> _utils.Module:
     f, params = _resnet.load(weights)
     if kind.startswith('folded'):

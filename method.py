@@ -133,8 +133,7 @@ def terms_of(opt: argparse.Namespace, student: Params) -> list[Term]:
         Term('sym', lambda epoch: opt.sym_beta, lambda s: [
             utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)], teacher=False),
         Term('l2', lambda epoch: opt.l2_beta, lambda s: [utils.min_l2_loss(s.j_s)], teacher=False)]
-    weights = opt.beta, opt.hint_beta, opt.grad_beta, opt.sym_beta, opt.l2_beta
-    return [term for term, weight in zip(terms, weights, strict=True) if weight]
+    return [term for term in terms if getattr(opt, options.LOSSES[term.name])]
 
 
 def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,

@@ -360,6 +360,7 @@ def mess(home, tmp_path_factory) -> Path:
     for name, content in {
             'list': [1, 2], 'number': 3, 'empty': {}, 'numbered': {0: torch.ones(2)},
             'one': {'w': torch.ones(2)},
+            'four_groups': resnet.resnet(18, 0.125, 10)[1],
             'lacking': {k: t for k, t in params.items() if k != 'bn.bias'},
             'bent': params | {'bn.bias': torch.ones(3)}, 'more': params | {'extra': torch.ones(1)},
             'scalar': params | {'fc.weight': torch.tensor(1.0)}}.items():
@@ -423,6 +424,12 @@ MISTAKES = {
     'teacher is a text': ([*NEW, '--teacher_id', 'file', *AT], 'file'),
     **{f'teacher file: {name}': ([*NEW, '--teacher_id', f'{name}.pt7', *AT], f'{name}.pt7') for name in
        ('list', 'number', 'empty', 'numbered', 'one', 'lacking', 'bent', 'more', 'scalar')},
+    'teacher of four groups': ([*NEW, '--teacher_id', 'four_groups.pt7', *AT], '4 groups to compare'),
+    'teacher of four groups, F-ActT': ([*NEW, '--teacher_id', 'four_groups.pt7', '--hint_beta', '1'],
+                                       'leave out --hint_beta'),
+    'gradients compiled': ([*NEW, '--sym_beta', '1', '--compile'], '--compile'),
+    'resume as a NIN': (['--save', 'logs/teacher', '--resume', 'auto', '--model', 'nin', '--depth', '9'],
+                        "model 'wrn', not 'nin'"),
     'save holds a run': (['--save', 'logs/teacher'], '--resume auto'),
     'save holds a log': (['--save', 'logs/onlylog'], '--resume auto'),
     'save is a file': (['--save', 'file'], '--save file'),
