@@ -428,8 +428,8 @@ MISTAKES = {
     'teacher of four groups, F-ActT': ([*NEW, '--teacher_id', 'four_groups.pt7', '--hint_beta', '1'],
                                        'leave out --hint_beta'),
     'gradients compiled': ([*NEW, '--sym_beta', '1', '--compile'], '--compile'),
-    'resume as a NIN': (['--save', 'logs/teacher', '--resume', 'auto', '--model', 'nin', '--depth', '9'],
-                        "model 'wrn', not 'nin'"),
+    'resume as a NIN': (['--save', 'logs/teacher', '--resume', 'auto', '--model', 'nin', '--depth', '9',
+                         '--width', '8'], "model 'wrn', not 'nin'"),
     'save holds a run': (['--save', 'logs/teacher'], '--resume auto'),
     'save holds a log': (['--save', 'logs/onlylog'], '--resume auto'),
     'save is a file': (['--save', 'file'], '--save file'),
@@ -463,8 +463,8 @@ def test_a_mistake_gives_one_sentence_and_changes_nothing(mess, monkeypatch, nam
         after = listing(mess)
     finally:
         shutil.rmtree(mess / 'new', ignore_errors=True)  # for the next mistake
-    assert done.status == 2
-    assert done.out == '' and len(done.errors) == 1, done.err
+    assert done.status == 2 and len(done.errors) == 1, done.err
+    assert all(line.endswith('parameters') for line in done.out.splitlines())  # what was read
     assert done.errors[0].startswith('cifar.py: error: ') and word in done.errors[0]
     assert after == before
 
