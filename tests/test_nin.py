@@ -107,7 +107,8 @@ def test_a_file_tells_which_nin_it_holds(tmp_path, bn, pool_relu, ending):
     torch.testing.assert_close(f_loaded(x, loaded, False), f(x, params, False), rtol=0, atol=0)
     assert resnet.describe(loaded) == (
         'NIN of width 12' + ('' if bn else ' without BN')
-        + ('' if pool_relu else ' without ReLU before pooling') + f', 5 classes, {utils.n_parameters(params):,} parameters')
+        + ('' if pool_relu else ' without ReLU before pooling')
+        + f', 5 classes, {utils.n_parameters(params):,} parameters')
     content, deviation = export.export(f, params, ending)
     assert deviation < 1e-5
     if ending != '.onnx':
