@@ -239,7 +239,7 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
         until(at_work)
         process.terminate()
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, 'stopped 1 runs; the same command goes on with them\n')
+    assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
     assert free(out) and 'go on with: python cifar.py --save run' in out.read_text()  # it was waited for
     for shell in (False, True):
         n_done = out.read_text().count(f'/{epochs}: train')

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Every row of every table for two epochs of a few steps, on the built-in shapes: `make smoke`. Errors mean
+# nothing here. Without LOGS=folder it begins anew each time.
+[ -n "${LOGS:-}" ] || rm -rf "$(dirname "$0")/../logs/smoke"
+. "$(dirname "$0")/common.sh"
+export PYTHON LOGS SEEDS=1 EPOCHS=2
+images=$LOGS/images
+seed=1
+options=${ARGS:-}
+small="--width 0.125 --batch_size 5 --lr 1e-3 --nthread 0 $options"  # of imagenet.py
+
+# An image of each class to train with, one to test.
+"$PYTHON" - "$images" <<'END'
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+import shapes
+
+count = {}
+for image, label in zip(*shapes.make(20, seed=0)):
+    n = count[label] = count.get(label, 0) + 1
+    file = Path(sys.argv[1], 'val' if n == 2 else 'train', shapes.CLASSES[label], f'{n}.png')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+END
+
+# commands N: those of Table N, into a folder of its own.
+commands() {
+    stage
+    PRINT=1 LOGS=$LOGS/table$1 bash "recipes/table$1.sh"
+}
+
+rows() {
+    for table in 1 2 3; do
+        ARGS="--max_images 16 --batch_size 8 $options" DATASET=shapes commands "$table"
+    done
+    export DATASET=folder ARGS=$small
+    run imagenet.py teacher --dataset folder --dataroot "$images" --depth 34 $(schedule 100)
+    TEACHER=$LOGS/1/teacher IMAGENET=$images commands 5
+    R18=$LOGS/table5/1/r18 R34=$LOGS/1/teacher DATAROOT=$images commands 4
+}
+
+lines=$(rows)
+train "$lines"
