@@ -189,6 +189,11 @@ class Folder:
             raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}); '
                              f'{self.last()}; make room, then {then}') from None
 
+    def complete_log(self) -> None:
+        """Add the line that a kill between the last checkpoint and its log left out."""
+        if self.saved and (not self.log.exists() or len(read_log(self.log)) < len(self.epochs)):
+            write_log(self.log, self.epochs)
+
     def last(self) -> str:
         """Where the last checkpoint is, for messages."""
         return f'{self.model} holds epoch {self.saved}' if self.saved else 'there is no checkpoint yet'

@@ -50,7 +50,7 @@ def load(name: str, root: str, device: torch.device, max_images: int = 0) -> tup
     max_images: only so many of each split, the first ones; 0 takes all.
     """
     if name == 'shapes':
-        splits = shapes.load(train=True), shapes.load(train=False)
+        splits = tuple(shapes.load(train, first=max_images or None) for train in (True, False))
     else:
         splits = tuple(_cifar(name, root, train) for train in (True, False))
     first = slice(max_images or None)

@@ -242,6 +242,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
+        if not devices.rank():
+            folder.complete_log()
         _say(f'{folder.source}: all {opt.epochs} epochs are done')
         return
     where = train_loader.device

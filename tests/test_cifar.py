@@ -233,6 +233,17 @@ def test_resume_auto_on_a_finished_run_does_nothing(home):
     assert listing(home) == before
 
 
+@pytest.mark.parametrize('lines', [0, 1])
+def test_a_line_that_a_kill_left_out_of_the_log_is_added(home, tmp_path, lines):
+    """Between the last checkpoint and its line of the log."""
+    shutil.copytree(home / 'logs' / 'teacher', tmp_path / 'run')
+    log = tmp_path / 'run' / 'log.txt'
+    first, second = log.read_text().splitlines(keepends=True)
+    log.write_text(first * lines)
+    done = call(*SMALL, '--save', 'run', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', cwd=tmp_path)
+    assert done.status == 0 and log.read_text() == first * lines + second
+
+
 # --- interruptions ---------------------------------------------------------------------------------------
 
 

@@ -159,6 +159,13 @@ def test_same_seed_same_pictures():
         assert (images != other[0]).any((1, 2, 3)).all()
 
 
+@pytest.mark.parametrize('first', [1, 7, 300])
+def test_the_first_pictures_are_those_of_all(first):
+    whole, some = shapes.make(520, seed=3), shapes.make(520, seed=3, first=first)
+    for a, b in zip(whole, some, strict=True):
+        assert len(b) == first and np.array_equal(a[:first], b)
+
+
 def test_draws_do_not_depend_on_the_version_of_numpy():
     assert shapes.make(20, seed=0)[1].tolist() == [7, 6, 1, 4, 3, 8, 1, 4, 8, 9, 5, 5, 6, 9, 2, 7, 0, 2, 3, 0]
 

@@ -120,7 +120,10 @@ def is_done(job: Job) -> bool:
         note = notes.getvalue().splitlines()[0].removeprefix('note: ')
         raise InputError(f'{job.opt.save} holds another run ({note}): give the options of then, or another '
                          'folder, to a recipe by LOGS=folder')
-    return folder.state is not None and folder.state['epoch'] >= job.opt.epochs
+    if folder.state is None or folder.state['epoch'] < job.opt.epochs:
+        return False
+    folder.complete_log()
+    return True
 
 
 def check_data(jobs: Iterable[Job]) -> None:
