@@ -1,4 +1,4 @@
-"""What is published under results/: logs that tell how they were made, weights that are those of their log."""
+"""What is published in results/: logs that tell how they were made, and the weights that belong to them."""
 import hashlib
 import re
 
