@@ -163,8 +163,8 @@ class Folder:
             if name in ('model', 'depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
                     before[name] and value):
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
-            if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ngpu',
-                            'nthread'):
+            if name not in ('save', 'teacher', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
+                            'ngpu', 'nthread'):
                 print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
                       file=sys.stderr)
 

@@ -99,6 +99,7 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
     """A teacher: a trained network in the exported form, which computes the same with less work."""
     _, params = load(path, opt.dataset, len(student['fc.bias']), where)
     n, n_student = resnet.n_groups(params), resnet.n_groups(student)
+    opt.teacher = resnet.describe(params)  # for the log: the file may be gone when it is read
     compared = [name for name in ('beta', 'hint_beta') if getattr(opt, name)]
     if compared and n != n_student:
         raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of as '

@@ -40,12 +40,22 @@ schedule() {
     echo "--epochs $epochs --epoch_step [${drops#,}]"
 }
 
+# quoted WORD...: for any locale, which %q of printf is not.
+quoted() {
+    local word quote="'\\''"
+    for word; do
+        case $word in
+            '' | *[!a-zA-Z0-9_./,:=+-]*) printf "'%s' " "${word//\'/$quote}" ;;
+            *) printf '%s ' "$word" ;;
+        esac
+    done
+}
+
 # run SCRIPT NAME OPTIONS...: a run with $seed.
 run() {
     local script=$1 name=$2
     shift 2
-    printf '%s ' "$script"
-    printf '%q ' --save "$LOGS/$seed/$name" --seed "$seed" "$@"
+    quoted "$script" --save "$LOGS/$seed/$name" --seed "$seed" "$@"
     echo "${ARGS:-}"
 }
 
@@ -84,19 +94,21 @@ student() {
 
 # --- what a recipe does ----------------------------------------------------------------------------------------
 
-# train COMMANDS
+# train COMMANDS, or write them.
 train() {
+    if [ -n "${PRINT:-}" ]; then
+        printf '%s\n' "$1"
+        return
+    fi
     printf '%s\n' "$1" | "$PYTHON" -m tools.jobs --parent $$ --jobs "${JOBS:-1}" --gpus "${GPUS:-}"
 }
 
 # table N: train all rows, report Table N.
 table() {
     local commands
-    commands=$(rows)
-    if [ -n "${PRINT:-}" ]; then
-        printf '%s\n' "$commands"
-        return
-    fi
+    commands=$(set -e; rows)  # bash takes it back in $( )
     train "$commands"
-    "$PYTHON" -m tools.report --table "$1" "$LOGS" --plot "$LOGS/curves.png"
+    if [ -z "${PRINT:-}" ]; then
+        "$PYTHON" -m tools.report --table "$1" "$LOGS" --plot "$LOGS/curves.png"
+    fi
 }

@@ -42,5 +42,5 @@ rows() {
     R18=$LOGS/table5/1/r18 R34=$LOGS/1/teacher DATAROOT=$images commands 4
 }
 
-lines=$(rows)
+lines=$(set -e; rows)
 train "$lines"

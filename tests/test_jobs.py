@@ -32,9 +32,10 @@ def start(monkeypatch, cwd, lines, *arguments, **variables):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    done = call(jobs, *arguments, cwd=cwd)
-    torch.set_num_threads(THREADS)
-    return done
+    try:
+        return call(jobs, *arguments, cwd=cwd)
+    finally:
+        torch.set_num_threads(THREADS)
 
 
 # --- order: runs that only say when they were there ------------------------------------------------------
@@ -102,6 +103,18 @@ def test_n_at_once_on_gpus_in_turn(order):
     assert {threads for _, threads, *_ in events.values()} == {2}  # 9 cores among 4
 
 
+def test_gpus_of_those_that_are_left(order, monkeypatch):
+    """By their place among what CUDA_VISIBLE_DEVICES leaves."""
+    given = {'CUDA_VISIBLE_DEVICES': '6,GPU-8a'}
+    _, events = order([line('a_slow'), line('b')], '--jobs', 2, '--gpus', '1,0', **given)
+    assert {name: gpu for name, (gpu, *_) in events.items()} == {'a_slow': 'GPU-8a', 'b': '6'}
+    _, events = order([line('c')], **given)
+    assert events['c'][0] is None
+    done = start(monkeypatch, Path(), [line('c')], '--gpus', '2', **given)
+    assert (done.status, done.err) == (
+        2, 'tools.jobs.py: error: --gpus 2: CUDA_VISIBLE_DEVICES leaves 2, counted from 0\n')
+
+
 def test_more_runs_than_cores_have_a_thread_each(order):
     _, events = order([line('a')], '--jobs', 10)
     assert events['a'][1] == 1
@@ -119,7 +132,8 @@ def test_failures(order):
     assert done.status == 2
     assert list(events) == ['bad1', 'a', 'bad2', 'b']
     assert done.err.splitlines() == ['cifar.py: error: 1 is bad', 'cifar.py: error: 2 is bad']
-    assert 'y/bad2: failed after 0 s with status 2, see y/bad2.out\n' in done.out and 'c: ' not in done.out
+    assert re.search(r'^y/bad2: failed after \d+ s with status 2, see y/bad2.out$', done.out, re.MULTILINE)
+    assert 'c: ' not in done.out
 
 
 def test_a_run_that_is_killed(order):
@@ -141,6 +155,7 @@ def test_a_run_that_is_killed(order):
     (['cifar.py --seed x --save a'], "argument --seed: 'x' is not a whole number from 0 to 2147483647; in: "
      'cifar.py --seed x --save a'),
     ([line('a'), 'wait', line('a')], 'a is the folder of two runs: give each its own --save'),
+    ([line('a'), line('b/../a/')], 'b/../a/ is the folder of two runs: give each its own --save'),
     (['cifar.py --evaluate --student_params a'],
      'cifar.py --evaluate --student_params a: add --save, beside which the output goes'),
     (['imagenet.py --imagenetpath nowhere'],
@@ -190,7 +205,7 @@ def test_real_runs(monkeypatch, tmp_path):
     log = {name: log_of(folder / name) for name in ('teacher', 'alone', 'at')}
     assert all(len(epochs) == 1 for epochs in log.values()) and not (folder / 'lost').exists()
     said = (folder / 'at.out').read_text().splitlines()
-    assert said[0] == '$ python ' + lines[3] + ' --resume auto'
+    assert said[0] == '$ python ' + lines[3].replace(' --save', ' --resume auto --save')
     assert said[1].startswith('teacher: WRN-10-0.25') and said[2].startswith('epoch 1/1: ')
     evaluated = (folder / 'a b/e.out').read_text().splitlines()[-1]
     assert evaluated.startswith(f'teacher: test loss {log["teacher"][0]["test_loss"]:.4f}')
@@ -230,10 +245,11 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
     """By SIGTERM, by SIGKILL, and by the end of its shell; each time the next start goes on at once."""
     epochs, out = 40, tmp_path / 'run.out'
     lines = [line('run', epochs=epochs)]
-    n_done = 0
+    n_starts = 1
 
     def at_work():
-        return out.exists() and out.read_text().count(f'/{epochs}: train') >= n_done + 3
+        begun = out.read_text().split('$ python')[n_starts:] if out.exists() else []
+        return bool(begun) and begun[0].count(f'/{epochs}: train') >= 3
 
     with runner(tmp_path, lines) as process:
         until(at_work)
@@ -242,8 +258,8 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
     assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
     assert free(out) and 'go on with: python cifar.py --save run' in out.read_text()  # it was waited for
     for shell in (False, True):
-        n_done = out.read_text().count(f'/{epochs}: train')
-        assert n_done < epochs - 5
+        n_starts += 1
+        assert log_of(tmp_path / 'run')[-1]['epoch'] < epochs - 5
         with runner(tmp_path, lines, shell=shell) as process:
             until(at_work)
             assert not free(out)

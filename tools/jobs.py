@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from multiprocessing import connection
 from pathlib import Path
@@ -44,7 +45,11 @@ class Job(NamedTuple):
     @property
     def out(self) -> Path:
         """What the run prints, beside its folder."""
-        return Path(self.opt.save + '.out')
+        return Path(f'{Path(self.opt.save)}.out')
+
+    @property
+    def command(self) -> str:
+        return shlex.join(['python', *self.words])
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -64,35 +69,34 @@ def main() -> None:
     torch.set_num_threads(1)  # runs are forks of this process, in which its threads would be missing
     if opt.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:  # runs on one CPU share its cores
         threads = max(threads // opt.jobs, 1)
+    gpus = visible(opt.gpus)
     stages = read(sys.stdin)
     left = [[job for job in stage if not is_done(job)] for stage in stages]
     n, n_left = (sum(map(len, parts)) for parts in (stages, left))
     check_data(job for stage in left for job in stage)
     print(f'{n - n_left} of {n} runs are done', flush=True)
     for stage in left:
-        if status := work(stage, opt, threads):
+        if status := work(stage, opt, gpus, threads):
             sys.exit(status)
 
 
 # --- before anything starts --------------------------------------------------------------------------------
 
 
-def read(lines: Iterable[str]) -> list[list[Job]]:
+def read(commands: Iterable[str]) -> list[list[Job]]:
     """The stages, every command parsed as its script will do it."""
     stages, taken = [[]], set()
-    for line in lines:
+    for line in commands:
         try:
-            script, *arguments = words = shlex.split(line) or ['wait']
+            script, *words = shlex.split(line) or ['wait']
         except ValueError as e:
             raise InputError(f'{line.strip()}: cannot be split into words ({e})') from None
-        if words == ['wait']:
+        if [script, *words] == ['wait']:
             stages.append([])
             continue
         if script not in SCRIPTS:
             raise InputError(f'{line.strip()}: a line begins with {" or ".join(SCRIPTS)}, or is `wait`')
-        if '--resume' not in arguments:
-            arguments += ['--resume', 'auto']
-        said = io.StringIO()
+        arguments, said = ['--resume', 'auto', *words], io.StringIO()  # a --resume of its own comes later
         try:
             with contextlib.redirect_stderr(said):
                 opt = SCRIPTS[script].parse(arguments)
@@ -101,9 +105,10 @@ def read(lines: Iterable[str]) -> list[list[Job]]:
             raise InputError(f'{why}; in: {line.strip()}') from None
         if not opt.save:
             raise InputError(f'{line.strip()}: add --save, beside which the output goes')
-        if opt.save in taken:
+        folder = os.path.abspath(opt.save)
+        if folder in taken:
             raise InputError(f'{opt.save} is the folder of two runs: give each its own --save')
-        taken.add(opt.save)
+        taken.add(folder)
         stages[-1].append(Job([script, *arguments], opt))
     if not taken:
         raise InputError('the input has no command: write one a line')
@@ -113,7 +118,8 @@ def read(lines: Iterable[str]) -> list[list[Job]]:
 def is_done(job: Job) -> bool:
     """Whether nothing is left to do. The folder may hold no run, or one of the same options."""
     if job.opt.evaluate:
-        return last_line(job.out).startswith(f'{options.evaluated(job.opt)}: test loss ')
+        said = lines(job.out)
+        return f'$ {job.command}' in said and said[-1].startswith(f'{options.evaluated(job.opt)}: test loss ')
     with contextlib.redirect_stderr(io.StringIO()) as notes:
         folder = checkpoint.Folder(job.opt)
     if notes.getvalue():  # a table must not mix runs of several schedules
@@ -126,6 +132,16 @@ def is_done(job: Job) -> bool:
     return True
 
 
+def visible(gpus: list[int]) -> list[str]:
+    """GPUs by their names for CUDA_VISIBLE_DEVICES, of which one that is set already leaves some."""
+    if 'CUDA_VISIBLE_DEVICES' not in os.environ:
+        return [str(gpu) for gpu in gpus]
+    names = [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+    if gpus and max(gpus) >= len(names):
+        raise InputError(f'--gpus {max(gpus)}: CUDA_VISIBLE_DEVICES leaves {len(names)}, counted from 0')
+    return [names[gpu] for gpu in gpus]
+
+
 def check_data(jobs: Iterable[Job]) -> None:
     """Find each data set once: runs that start at once would all download it to the same place."""
     found = {(job.opt.dataset, getattr(job.opt, 'imagenetpath', None) or job.opt.dataroot) for job in jobs}
@@ -136,16 +152,16 @@ def check_data(jobs: Iterable[Job]) -> None:
             data.load(dataset, folder, torch.device('cpu'))
 
 
-def last_line(path: Path) -> str:
-    """The last line that is not empty, '' without one."""
-    lines = path.read_text(errors='replace').split('\n') if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), '')
+def lines(path: Path) -> list[str]:
+    """Those that are not empty."""
+    text = path.read_text(errors='replace') if path.exists() else ''
+    return [line for line in text.split('\n') if line.strip()]
 
 
 # --- work --------------------------------------------------------------------------------------------------
 
 
-def work(stage: list[Job], opt: argparse.Namespace, threads: int) -> int:
+def work(stage: list[Job], opt: argparse.Namespace, gpus: list[str], threads: int) -> int:
     """Run all of a stage; the largest status of those that failed, else 0. What they say is told once."""
     fork = multiprocessing.get_context('fork')  # else a run begins with 6 seconds of imports
     waiting, places, running, told, worst = list(stage), list(range(opt.jobs)), {}, set(), 0
@@ -154,9 +170,11 @@ def work(stage: list[Job], opt: argparse.Namespace, threads: int) -> int:
             while waiting and places:
                 job, place = waiting.pop(0), places.pop(0)
                 job.out.parent.mkdir(parents=True, exist_ok=True)
-                gpu = str(opt.gpus[place % len(opt.gpus)]) if opt.gpus else None
+                gpu = gpus[place % len(gpus)] if gpus else None
                 process = fork.Process(target=run, args=(job, gpu, threads, os.getpid()))
-                process.start()
+                with warnings.catch_warnings():  # of forks beside threads, which main() has left idle
+                    warnings.simplefilter('ignore', DeprecationWarning)
+                    process.start()
                 running[process.sentinel] = job, place, process, time.monotonic()
                 print(f'{job.opt.save}: started', flush=True)
             for sentinel in connection.wait(list(running), timeout=1):
@@ -185,9 +203,10 @@ def ended(job: Job, code: int, seconds: float) -> tuple[int, str]:
     if code:
         status = code if code > 0 else 128 - code
         print(f'{job.opt.save}: failed after {seconds:.0f} s with status {status}, see {job.out}', flush=True)
-        return status, last_line(job.out) if code > 0 else f'{job.opt.save} was ended by signal {-code}'
+        why = (lines(job.out) or [''])[-1]
+        return status, why if code > 0 else f'{job.opt.save} was ended by signal {-code}'
     if job.opt.evaluate:
-        result = last_line(job.out)
+        result = lines(job.out)[-1]
     else:
         error = 100 - checkpoint.read_log(Path(job.opt.save, checkpoint.LOG))[-1]['test_acc']
         result = f'test error {error:.2f} %'
@@ -204,7 +223,7 @@ def run(job: Job, gpu: str | None, threads: int, parent: int) -> None:
     for n in (1, 2):
         os.dup2(out.fileno(), n)
     sys.stdout = sys.stderr = out
-    print('$', shlex.join(['python', *job.words]))
+    print('$', job.command)
     torch.set_num_threads(threads)
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpu

@@ -28,6 +28,8 @@ NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_
 NINS = {96: 'thin', 192: 'wide'}
 IMAGENET = re.compile(r'(?:torchvision:resnet|resnet-)(18|34)(?:-export\.\w+)?')  # teachers without a log
 
+DESCRIBED = re.compile(r'(?:folded )?(WRN|ResNet)-([\d.-]+)(?: of width ([\d.]+))?,')  # as by resnet.describe
+
 
 class Run(NamedTuple):
     """What a log says of a run. Runs that agree in the first six fields differ only in their seed."""
@@ -162,12 +164,15 @@ def _network(record: dict[str, Any]) -> str:
 
 
 def _teacher(log: Path, record: dict[str, Any]) -> str:
-    """The teacher's network by its log, which is where it was as seen from the student's; else its name."""
+    """The teacher's network by the log, or by its own, found as seen from there; else its name."""
     teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
     if not teacher:
         return ''
     if known := IMAGENET.fullmatch(Path(teacher).name):
         return f'ResNet-{known[1]}'
+    if known := DESCRIBED.match(str(record.get('teacher') or '')):
+        kind, number, width = known.groups()
+        return f'{kind}-{number}' + (f' x {width}' if width and width != '1' else '')
     path = Path(teacher).parent if Path(teacher).name == checkpoint.MODEL else Path(teacher)
     places = [Path('logs') / path, path]
     saved = str(record.get('save') or '')

@@ -36,7 +36,7 @@ PAIRS = {  # Table 1: the student alone, with each method, the teacher
     ('WRN-16-1', 'WRN-16-2'): (8.77, 7.93, 8.51, 7.41, 7.51, 6.31),
     ('WRN-16-1', 'WRN-40-1'): (8.77, 8.25, 8.62, 8.39, 8.01, 6.58),
     ('WRN-16-2', 'WRN-40-2'): (6.31, 5.85, 6.24, 6.08, 5.71, 5.23)}
-GROUPS = {'first': ('[0]', 8.11), 'second': ('[1]', 7.96), 'third': ('[2]', 7.97)}  # beside Table 1
+GROUPS = {'first': ('[0]', 8.11), 'second': ('[1]', 7.96), 'third': ('[2]', 7.97)}  # Section 4.1
 MAPPINGS = {'F_sum': ('sum', '1', 7.99), 'F_sum^2': ('sum', '2', 7.93), 'F_sum^4': ('sum', '4', 8.09),
             'F_max^1': ('max', '1', 8.08)}  # Table 2
 NINS = {'min-l2': 12.5, 'gradient AT': 12.1, 'KD': 12.1, 'symmetry': 11.8, 'AT': 11.2}  # Table 3
@@ -57,12 +57,12 @@ def _tables() -> dict[int, Parts]:
             *(_figure(1, student, teacher, method, error, CIFAR) for method, error in methods.items()),
             _figure(1, teacher, '', 'alone', best, CIFAR)]
     pair = 'WRN-16-1', 'WRN-16-2'
-    tables[1]['WRN-16-1 from WRN-16-2, one loss only', 'CIFAR10'] = [
-        _figure(1, *pair, 'AT', error, CIFAR | {'at_groups': groups}, label=f'AT, {name} group')
-        for name, (groups, error) in GROUPS.items()]
     tables[2]['WRN-16-1 from WRN-16-2', 'CIFAR10'] = [_figure(2, 'WRN-16-1', '', 'alone', 8.77, CIFAR)] + [
         _figure(2, *pair, 'AT', error, CIFAR | {'map': name, 'map_p': p}, label=f'AT, {mapping}')
         for mapping, (name, p, error) in MAPPINGS.items()]
+    tables[2]['WRN-16-1 from WRN-16-2, one loss only', 'CIFAR10'] = [
+        _figure(2, *pair, 'AT', error, CIFAR | {'at_groups': groups}, label=f'AT, {name} group')
+        for name, (groups, error) in GROUPS.items()]
     thin = 'NIN-thin, no BN, no ReLU before pooling'
     wide = 'NIN-wide', 'NIN-wide, no ReLU before pooling'
     tables[3][f'{thin}, horizontal flips only', 'CIFAR10'] = [_figure(3, thin, '', 'alone', 13.5, PLAIN)] + [
