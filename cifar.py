@@ -81,7 +81,7 @@ def main() -> None:
             f, params = training.load(path, opt.dataset, num_classes, device)
             _, test_set = load(opt, device)
             h_test = evaluation(f, params, opt.dtype)
-            result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH))
+            result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH[device.type]))
             loss, acc = result['loss'], result['acc']
             if not devices.rank():
                 print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
@@ -106,7 +106,7 @@ def main() -> None:
         h_test = evaluation(f_s, student, opt.dtype)
         training.train(opt, folder, h, h_test, student,
                        loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad),
-                       loader(test_set, data.TEST_BATCH), num_classes)
+                       loader(test_set, data.TEST_BATCH[device.type]), num_classes)
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:

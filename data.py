@@ -24,7 +24,8 @@ from utils import InputError
 # Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
-TEST_BATCH = 500
+TEST_BATCH = {'cpu': 200, 'cuda': 2000}
+AT_ONCE = {'cpu': 1, 'cuda': 16}  # batches made together: a GPU waits for launches otherwise
 
 
 class Images(NamedTuple):
@@ -170,11 +171,14 @@ class Loader(RankLoader):
             for part, share in self.parts:
                 yield Sample(normalize(images[part]), labels[part], self.epoch, share)
             return
-        order, offset, flip = (draw.to(self.device) for draw in self._draws())
-        for part, share in self.parts:
-            index = order[part]
-            x = crop_flip(images, index, offset[part], flip[part], self.pad)
-            yield Sample(normalize(x), labels[index], self.epoch, share)
+        draws = [draw.to(self.device) for draw in self._draws()]
+        n = AT_ONCE[self.device.type]
+        for some in (self.parts[i:i + n] for i in range(0, len(self.parts), n)):
+            index, offset, flip = (torch.cat([draw[part] for part, _ in some]) for draw in draws)
+            x = normalize(crop_flip(images, index, offset, flip, self.pad))
+            sizes = [part.stop - part.start for part, _ in some]
+            for *batch, (_, share) in zip(x.split(sizes), labels[index].split(sizes), some, strict=True):
+                yield Sample(*batch, self.epoch, share)
 
     def _draws(self) -> tuple[Tensor, Tensor, Tensor]:
         order, augmentation = (generator(self.seed, self.epoch, stream) for stream in (0, 1))

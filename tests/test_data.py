@@ -129,6 +129,30 @@ def test_an_epoch_depends_on_seed_and_number_alone():
             assert not torch.equal(a[1], b[1]) and not torch.equal(a[0], b[0])
 
 
+@pytest.mark.parametrize(('rank', 'ranks'), [(0, 1), (1, 2)])
+@pytest.mark.parametrize('n', [2, 3, 100])
+def test_batches_made_together_are_the_same(monkeypatch, n, rank, ranks):
+    split = Images(torch.from_numpy(random_images(45, 6, 6)), torch.arange(45))
+    alone = list(Loader(split, 8, 1, 2, rank, ranks))
+    monkeypatch.setitem(data.AT_ONCE, 'cpu', n)
+    together = list(Loader(split, 8, 1, 2, rank, ranks))
+    assert len(alone) == len(together) == 6
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a.x, b.x) and torch.equal(a.labels, b.labels) and a[2:] == b[2:]
+        assert b.x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('seed', [None, 1])
+def test_batches_on_a_gpu_are_those_of_a_cpu(seed):
+    split = Images(torch.from_numpy(random_images(300, 32, 32)), torch.arange(300))
+    there = Images(*(t.cuda() for t in split))
+    pairs = zip(Loader(split, 16, seed, 4), Loader(there, 16, seed, 4), strict=True)
+    for a, b in pairs:
+        assert b.x.is_cuda and torch.equal(a.labels, b.labels.cpu())
+        torch.testing.assert_close(a.x, b.x.cpu())
+
+
 def test_order_and_augmentation_have_streams_of_their_own(monkeypatch):
     generator, asked = data.generator, []
     monkeypatch.setattr(data, 'generator', lambda *key: asked.append(key) or generator(*key))

@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.utils import counters
 
 import cifar
+import devices
 import nin
 import resnet
+import training
 import utils
 from data import Sample
 from method import ADAPTOR, adaptors, method
@@ -291,16 +295,50 @@ def test_an_adaptor_is_learned(capsys):
 
 
 def test_compiled_it_is_the_same_step(monkeypatch):
-    """Captured as a graph in one piece, and run without the compiler of C++, which takes a minute."""
-    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager',
-                                                            fullgraph=True))
+    """In one piece for each size of a batch; without the compiler of C++, which takes a minute."""
+    pieces = []
+
+    def backend(graph, inputs):
+        pieces.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend, fullgraph=True))
     (x, labels), teacher = images(), smooth_params(2)
     results = []
     for more in ([], ['--compile']):
         student = smooth_params(1)
         utils.trainable(student)
         h = method(parse('--beta', 10, '--alpha', 0.5, *more), smooth, student, smooth, teacher)
-        loss, output = h(Sample(x, labels, 1))
-        loss.backward()
-        results.append([loss, *output.terms['at'], *(t.grad for t in student.values())])
+        results.append([])
+        for n in (len(x), 1, len(x), 1):
+            loss, output = h(Sample(x[:n], labels[:n], 1))
+            loss.backward()
+            results[-1] += [loss, *output.terms['at'], *(t.grad.clone() for t in student.values())]
     torch.testing.assert_close(results[0], results[1])
+    assert len(pieces) == 2
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_make_the_same_steps():
+    """For both sizes of batches, BN statistics included, and none is left out of the graphs."""
+    counters.clear()
+    results = []
+    for more in ([], ['--compile']):
+        torch.manual_seed(0)
+        f, student = resnet.wide_resnet(10, 0.5, 10)
+        f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
+        student, teacher = (devices.to_device(params, torch.device('cuda')) for params in (student, teacher))
+        utils.trainable(student)
+        opt = parse('--beta', 10, '--alpha', 0.5, '--lr', 0.01, *more)
+        h, optimizer = method(opt, f, student, f_t, teacher), training.sgd(opt, student, opt.lr)
+        losses = []
+        for n in (16, 10) * 4:
+            x, labels = torch.randn(n, 3, 32, 32), torch.randint(10, (n,))
+            loss, _ = h(Sample(x.cuda().to(memory_format=torch.channels_last), labels.cuda(), 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        results.append([*losses, *student.values()])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    assert not counters['inductor']['cudagraph_skips']

@@ -614,12 +614,12 @@ def test_scaled_run_goes_on(tmp_path, before, after):
 
 
 class Watched(data.Loader):
-    """From the third batch of an epoch to its last, waiting for the device is an error."""
+    """From epoch `first`, third batch of an epoch to the last: waiting for the device is an error."""
 
     def __iter__(self):
         try:
             for i, sample in enumerate(super().__iter__()):
-                if i == 2 and sample.x.is_cuda:
+                if i == 2 and sample.x.is_cuda and self.epoch >= self.first:
                     torch.cuda.set_sync_debug_mode('error')
                 yield sample
         finally:
@@ -627,23 +627,27 @@ class Watched(data.Loader):
                 torch.cuda.set_sync_debug_mode('default')
 
 
-@pytest.mark.parametrize(('device', 'dtype'), [
-    ('cpu', 'float'), *(pytest.param('cuda', d, marks=pytest.mark.gpu) for d in devices.DTYPES)])
-def test_no_step_waits_for_the_device(tmp_path, device, dtype):
+@pytest.mark.parametrize(('device', 'dtype', 'more'), [
+    ('cpu', 'float', []), *(pytest.param('cuda', d, [], marks=pytest.mark.gpu) for d in devices.DTYPES),
+    pytest.param('cuda', 'bfloat16', ['--compile'], marks=pytest.mark.gpu)])
+def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
+    """A graph of CUDA is made in the first two epochs, of which each has one last batch."""
     opt = cifar.parse(['--save', str(tmp_path / 'run'), '--teacher_id', 'unused', '--alpha', '0.9', '--beta',
                        '1e3', '--depth', '10', '--width', '0.5', '--batch_size', '16', '--dtype', dtype,
-                       '--device', device, '--epochs', '2', '--epoch_step', '[2]', '--lr', '0.01'])
+                       '--device', device, '--epochs', '4' if more else '2', '--epoch_step', '[2]',
+                       '--lr', '0.01', *more])
     where = devices.device(opt)
     f_s, student = resnet.wide_resnet(10, 0.5, 10)
     f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
     student, teacher = devices.to_device(student, where), devices.to_device(teacher, where)
     utils.trainable(student)
     loader = Watched(pictures(72, 0, device=where), 16, seed=1, pad=4)
+    loader.first = 4 if more else 1
     training.train(opt, Folder(opt), method(opt, f_s, student, f_t, teacher),
                    evaluation(f_s, student, dtype), student, loader,
                    data.Loader(pictures(20, 1, device=where), 16), 10)
     log = log_of(tmp_path / 'run')
-    assert [e['epoch'] for e in log] == [1, 2]
+    assert [e['epoch'] for e in log] == list(range(1, opt.epochs + 1))
     assert log[0]['dtype'] == dtype and len(log[0]['at_losses']) == 3
     saved = checkpoint.read(tmp_path / 'run' / 'model.pt7')['params']
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in saved.values())
