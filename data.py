@@ -157,7 +157,7 @@ class Loader(RankLoader):
 
     Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
     same whatever went before it, and whatever the number of ranks, each of which gets a part of each batch.
-    The last batch is as small as it must be; each image comes once an epoch.
+    The last batch is as small as it must be, save that each rank has an image; each comes once an epoch.
     """
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,

@@ -102,7 +102,7 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
         return classification(step), step.y_s, [term.losses(step) for term in present]
 
     if opt.compile:
-        losses = compiled(losses, student | (teacher or {}))
+        losses = compiled(losses, [*student.values(), *(teacher or {}).values()])
 
     def h(sample: Sample) -> tuple[Tensor, Output]:
         weights = {term.name: term.weight(sample.epoch) for term in terms}
@@ -114,15 +114,15 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
     return h
 
 
-def compiled(losses: Callable, params: Params) -> Callable:
+def compiled(losses: Callable, tensors: list[Tensor]) -> Callable:
     """The function in one piece for each shape of its input; on CUDA a graph, launched as a whole.
 
     A graph reads and writes tensors where they lie. To the compiler those of a network are inputs, which it
     would copy in each step, and refuse where BN writes to them: they are said to stay where they are.
     """
-    cuda = any(t.is_cuda for t in params.values())
+    cuda = any(t.is_cuda for t in tensors)
     if cuda:
-        for t in params.values():
+        for t in tensors:
             torch._dynamo.mark_static_address(t)
     return torch.compile(losses, dynamic=False, mode='reduce-overhead' if cuda else None)
 

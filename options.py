@@ -14,6 +14,7 @@ import utils
 LOSSES = {'at': 'beta', 'kd': 'alpha', 'hint': 'hint_beta', 'grad': 'grad_beta', 'sym': 'sym_beta',
           'l2': 'l2_beta'}
 TEACHER_LOSSES = ('alpha', 'beta', 'hint_beta', 'grad_beta')  # weights of what is learned from a teacher
+GROUP_LOSSES = ('beta', 'hint_beta')  # that compare group by group
 GRADIENT_LOSSES = ('grad_beta', 'sym_beta', 'l2_beta')  # that need gradients of gradients
 # Options that act only where one of others has a value, and those others.
 NEEDS = {'beta_decay': ('beta', 'hint_beta'), 'map': ('beta',), 'map_p': ('beta',),
@@ -149,11 +150,14 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     if opt.compile and gradients:
         parser.error(f'--{gradients[0]} needs gradients of gradients, which torch.compile cannot make: '
                      'leave out --compile')
+    if opt.dtype == 'half' and gradients:
+        parser.error(f'--{gradients[0]} needs gradients of images, most of which vanish in half precision: '
+                     'use --dtype bfloat16 or float')
     if learns and not given:
         parser.error(f'--{learns[0]} needs a teacher: add --{teacher} with its run or its weights')
     if given and not learns:
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
-                     'transfer, --alpha 0.9 for distillation, or both')
+                     'transfer, --alpha 0.9 for distillation, or another loss that needs a teacher')
     for name, needs in NEEDS.items():
         if getattr(opt, name) != parser.get_default(name) and not any(getattr(opt, need) for need in needs):
             parser.error(f'--{name} has no effect without --{" or --".join(needs)}')

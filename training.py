@@ -59,6 +59,9 @@ def script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
     except RuntimeError as e:
+        if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
+            reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
+            _end(_say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
         if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
             raise
         _end(_say(f'{name}: rank {devices.rank()} has lost another rank', 1))
@@ -100,7 +103,7 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
     _, params = load(path, opt.dataset, len(student['fc.bias']), where)
     n, n_student = resnet.n_groups(params), resnet.n_groups(student)
     opt.teacher = resnet.describe(params)  # for the log: the file may be gone when it is read
-    compared = [name for name in ('beta', 'hint_beta') if getattr(opt, name)]
+    compared = [name for name in options.GROUP_LOSSES if getattr(opt, name)]
     if compared and n != n_student:
         raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of as '
                          f'many, or leave out --{compared[0]}')

@@ -145,7 +145,7 @@ def symmetry_loss(j: Tensor, j_mirrored: Tensor) -> Tensor:
 
 def output_symmetry_loss(y: Tensor, y_mirrored: Tensor) -> Tensor:
     """1/2 ||y(x) - y(flip(x))||_2 of each image, averaged, of logits (N, K): goes with the symmetry norm."""
-    return _half_norm(y - y_mirrored)
+    return _half_norm(full(y) - full(y_mirrored))
 
 
 def min_l2_loss(j: Tensor) -> Tensor:

@@ -267,8 +267,8 @@ def test_every_loss_at_once_is_the_sum_of_them():
     loss, output = terms('--alpha', 0.9, *[v for pair in weights.items() for v in pair])
     assert list(output.terms) == ['at', 'hint', 'grad', 'sym', 'l2']
     kd, _ = terms('--alpha', 0.9)
-    alone = [sum(terms('--alpha', 0.9, name, weight)[0].item() for name, weight in weights.items())]
-    assert loss.item() == pytest.approx(sum(alone) - (len(weights) - 1) * kd.item())
+    alone = sum(terms('--alpha', 0.9, name, weight)[0].item() for name, weight in weights.items())
+    assert loss.item() == pytest.approx(alone - (len(weights) - 1) * kd.item())
 
 
 def test_hint_decays_as_beta_does():
@@ -281,7 +281,7 @@ def test_hint_decays_as_beta_does():
         assert loss.item() - ce == pytest.approx(1e3 * factor * sum(v.item() for v in output.terms['hint']))
 
 
-def test_an_adaptor_is_learned(capsys):
+def test_an_adaptor_is_learned():
     f_s, student = resnet.wide_resnet(10, 0.25, 10)
     f_t, teacher = resnet.wide_resnet(10, 0.5, 10)
     opt = parse('--hint_beta', 100)
@@ -294,6 +294,44 @@ def test_an_adaptor_is_learned(capsys):
     assert list(found) == ['adaptor0', 'adaptor1', 'adaptor2'] and all(found.values())
 
 
+def test_groups_that_full_activation_transfer_compares():
+    f_s, student = resnet.wide_resnet(10, 0.5, 10)
+    f_t, teacher = resnet.wide_resnet(10, 1, 10)
+    opt = parse('--hint_beta', 1, '--at_groups', '[1]')
+    params = student | adaptors(opt, f_s, student, f_t, teacher)
+    assert params.keys() - student.keys() == {ADAPTOR + '1'}
+    utils.trainable(params)
+    x = torch.randn(3, 3, 16, 16)
+    _, output = method(opt, f_s, params, f_t, teacher)(Sample(x, torch.arange(3), 1))
+    _, groups_s = f_s(x, student, True)
+    _, groups_t = f_t(x, teacher, False)
+    expected = looped(*(g[1].double().detach() for g in (groups_s, groups_t)),
+                      params[ADAPTOR + '1'].double().detach().flatten(1))
+    assert [loss.item() for loss in output.terms['hint']] == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
+def test_gradients_are_of_networks_in_the_precision_that_is_asked_for(dtype):
+    """In each pass of student and teacher; what comes of them is float32."""
+    seen = []
+
+    def watched(x, params, mode, base=''):
+        logits, groups = f(x, params, mode, base)
+        seen.append(logits.dtype)
+        return logits, groups
+
+    f, student = resnet.wide_resnet(10, 0.5, 10)
+    teacher = {name: t.clone() for name, t in student.items()}
+    utils.trainable(student)
+    opt = parse('--grad_beta', 1, '--sym_beta', 1, '--dtype', dtype)
+    loss, output = method(opt, watched, student, watched, teacher)(
+        Sample(torch.randn(4, 3, 16, 16), torch.arange(4), 1))
+    loss.backward()
+    assert seen == 3 * [devices.DTYPES[dtype]]
+    assert {t.dtype for losses in output.terms.values() for t in [loss, *losses]} == {torch.float32}
+    assert all(t.grad.dtype == torch.float32 for t in student.values() if t.requires_grad)
+
+
 def test_compiled_it_is_the_same_step(monkeypatch):
     """In one piece for each size of a batch; without the compiler of C++, which takes a minute."""
     pieces = []
@@ -303,19 +341,38 @@ def test_compiled_it_is_the_same_step(monkeypatch):
         return aot_eager(graph, inputs)
 
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend, fullgraph=True))
-    (x, labels), teacher = images(), smooth_params(2)
+    x, labels = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last), torch.arange(6)
     results = []
     for more in ([], ['--compile']):
-        student = smooth_params(1)
+        torch.manual_seed(0)
+        f, student = resnet.wide_resnet(10, 0.25, 10)
+        f_t, teacher = resnet.wide_resnet(10, 0.5, 10)
+        opt = parse('--beta', 10, '--hint_beta', 1, '--alpha', 0.5, *more)
+        student |= adaptors(opt, f, student, f_t, teacher)
         utils.trainable(student)
-        h = method(parse('--beta', 10, '--alpha', 0.5, *more), smooth, student, smooth, teacher)
+        h = method(opt, f, student, f_t, teacher)
         results.append([])
-        for n in (len(x), 1, len(x), 1):
+        for n in (6, 4, 6, 4):
             loss, output = h(Sample(x[:n], labels[:n], 1))
             loss.backward()
-            results[-1] += [loss, *output.terms['at'], *(t.grad.clone() for t in student.values())]
+            results[-1] += [loss, *output.terms['at'], *output.terms['hint']]
+        results[-1] += [*student.values(), *(t.grad for t in student.values() if t.requires_grad)]
     torch.testing.assert_close(results[0], results[1])
     assert len(pieces) == 2
+
+
+def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, capsys):
+    def backend(graph, inputs):
+        raise ValueError('no compiler here')
+
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    student = smooth_params(1)
+    h = method(parse('--compile', teacher=False), smooth, student)
+    with pytest.raises(SystemExit) as ended:
+        training.script(lambda: h(Sample(*images(), 1)))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert 'no compiler here): leave out --compile' in err and err.count('\n') == 1
 
 
 @pytest.mark.gpu

@@ -193,6 +193,7 @@ def test_help_names_every_option(capsys):
     ([*STUDENT, '--grad_beta', '1', '--compile'], '--compile'),
     ([*RUN, '--sym_beta', '1', '--compile'], '--compile'),
     ([*RUN, '--compile', '--l2_beta', '1'], '--compile'),
+    ([*RUN, '--dtype', 'half', '--l2_beta', '1'], 'half precision'),
     (['--evaluate', '--save', 'run', '--l2_beta', '1'], '--l2_beta'),
     ([*STUDENT, '--hint_beta', '1', '--at_from_epoch', '3'], '--at_from_epoch has no effect without --beta'),
     ([*RUN, '--augment', 'flip', '--randomcrop_pad', '2'], '--augment flip'),

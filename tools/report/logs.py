@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import checkpoint
+import options
 from utils import InputError
 
 # The terms of a loss beside classification, and the options that weigh them, in the order of the names.
-TERMS = {'AT': 'beta', 'F-ActT': 'hint_beta', 'gradient AT': 'grad_beta', 'symmetry': 'sym_beta',
-         'min-l2': 'l2_beta', 'KD': 'alpha'}
+TITLES = {'at': 'AT', 'hint': 'F-ActT', 'grad': 'gradient AT', 'sym': 'symmetry', 'l2': 'min-l2', 'kd': 'KD'}
+TERMS = {title: options.LOSSES[name] for name, title in TITLES.items()}
 # Options in which runs of one method may differ, and runs of one network, with what older logs leave out.
 METHOD = dict.fromkeys(TERMS.values(), 0.0) | {
     'temperature': 4.0, 'beta_decay': 'none', 'map': 'sum', 'map_p': 2.0, 'at_groups': None,
@@ -136,10 +137,9 @@ def _text(value: Any) -> str:
 def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
-        for term, weight in TERMS.items():
-            key = 'at' if weight == 'beta' else weight.removesuffix('_beta')
-            values = record.get(f'{key}_losses') or []
-            if term in ('AT', 'F-ActT'):
+        for name, term in TITLES.items():
+            values = record.get(f'{name}_losses') or []
+            if options.LOSSES[name] in options.GROUP_LOSSES:
                 parts = [f'group {g}' for g in record.get('at_groups') or range(len(values))]
             else:
                 parts = ['gradients', 'outputs'] if len(values) == 2 else ['']
