@@ -14,6 +14,7 @@ import torch
 import checkpoint
 import devices
 import images
+import nvjpeg
 import options
 import resnet
 import splits
@@ -44,6 +45,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
     group.add_argument('--skip_damaged', action='store_true',
                        help='take another image for a damaged one, and count it, rather than stop')
+    group.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
+                       help='JPEG is decoded and cropped by --nthread processes, or by nvJPEG on the GPU')
     options.add_method(parser, at_groups=[2, 3])
     options.add_training(parser, batch_size=256, epochs=100, epoch_step='[30,60,90]', lr_decay_ratio=0.1,
                          weight_decay=1e-4)
@@ -70,6 +73,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--freeze {opt.freeze}: a network has 4 groups')
     if opt.width > 100:
         parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1')
+    if opt.decode == 'cuda' and not devices.cuda_devices(opt):
+        parser.error('--decode cuda needs a CUDA device: leave it out')
     return opt
 
 
@@ -120,8 +125,9 @@ def main() -> None:
 def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',
            seed: int | None = None) -> images.Loader:
     """The batches of this rank."""
-    return images.Loader(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(),
-                         devices.ranks(), opt.skip_damaged)
+    kind = nvjpeg.Loader if opt.decode == 'cuda' else images.Loader
+    return kind(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(), devices.ranks(),
+                opt.skip_damaged)
 
 
 def pretrained(path: str, fresh: Params) -> Params:

@@ -95,7 +95,10 @@ def draw_offset(rng: np.random.Generator, height: int, width: int) -> tuple[int,
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (3, H, W) -> (3, height, width), bilinear with antialiasing, channels last in memory."""
+    """uint8 (3, H, W) -> (3, height, width), bilinear with antialiasing."""
+    if image.device.type != 'cpu':  # where torch resizes floats only
+        x = F.interpolate(image[None].float(), (height, width), mode='bilinear', antialias=True)
+        return x[0].round().to(torch.uint8)
     last = image[None].contiguous(memory_format=torch.channels_last)  # as planes it takes twice the time
     return F.interpolate(last, (height, width), mode='bilinear', antialias=True)[0]
 
@@ -154,12 +157,12 @@ class Reader:
             return e  # raised here, it would bring the traceback of a worker
 
     def batch(self, epoch: int, index: Tensor) -> Batch:
-        x, taken, n_damaged, n = _empty(len(index)), [], 0, len(self.split.paths)
+        x = shared((len(index), SIZE, SIZE, 3), len(index))
+        taken, n_damaged, n = [], 0, len(self.split.paths)
         for i in index.tolist():
             for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and what may replace it
                 try:
-                    rng = np.random.default_rng((self.seed or 0, epoch, 1, i))
-                    x[len(taken)] = self.image(j % n, rng).permute(1, 2, 0)
+                    x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
                     taken.append(j % n)
                     break
                 except (Damaged, OSError) as e:
@@ -172,19 +175,26 @@ class Reader:
                     raise InputError(f'{reason}, as are all around it: see what befell {self.split.root}')
         return x[:len(taken)], self.split.labels[taken], n_damaged
 
+    def rng(self, epoch: int, i: int) -> np.random.Generator:
+        """What the draws for image i come from in an epoch."""
+        return np.random.default_rng((self.seed or 0, epoch, 1, i))
+
     def image(self, i: int, rng: np.random.Generator) -> Tensor:
         """Image i of the split as the network gets it, uint8 (3, SIZE, SIZE)."""
         with warnings.catch_warnings(), open(self.split.path(i), 'rb') as file:
             warnings.simplefilter('ignore')  # of PIL, about EXIF that nobody reads
-            image = decode(file.read())
+            return self.cut(decode(file.read()), i, rng)
+
+    def cut(self, image: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+        """Image i, decoded, uint8 (3, H, W) -> (3, SIZE, SIZE): its bounding box and the crop."""
         if self.split.boxes is not None:
             image = cut_box(image, self.split.boxes[i])
         return crop(image, self.kind, rng)
 
 
-def _empty(n: int) -> Tensor:
-    """Room for a batch; in a worker shared, so that the main process takes it as it is."""
-    x = torch.empty(n, SIZE, SIZE, 3, dtype=torch.uint8)
+def shared(shape: tuple[int, ...], n: int) -> Tensor:
+    """Room for n images, uint8; in a worker shared, so that the main process takes it as it is."""
+    x = torch.empty(shape, dtype=torch.uint8)
     try:
         return x if get_worker_info() is None else x.share_memory_()
     except RuntimeError:

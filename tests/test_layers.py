@@ -14,7 +14,7 @@ LAYERS = [
     {'weights'},
     {'options', 'data', 'nin', 'folded'},
     {'images', 'method', 'resnet'},
-    {'training'},
+    {'training', 'nvjpeg'},
     {'cifar', 'imagenet', 'hubconf'},
     {'tools'},
 ]

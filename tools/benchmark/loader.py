@@ -20,6 +20,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import images
+import nvjpeg
 import options
 import splits
 import training
@@ -48,11 +49,16 @@ def add_options(parser: options.Parser) -> None:
                         help='of images, <class>/* or train/<class>/*; without it some are drawn')
     parser.add_argument('--batch_size', type=options.positive_int, default=32)
     measure.add_blocks(parser, steps=4, rounds=7)
+    parser.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
+                        help='where ours decodes; with cuda the batches of both sides end on the GPU')
     parser.add_argument('--workers', type=options.count, default=0,
                         help='processes of each side; 0: this one alone, with one thread')
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
+    if opt.decode == 'cuda' and not torch.cuda.is_available():
+        raise InputError('--decode cuda needs a CUDA device: leave it out')
+    device = torch.device(opt.decode)
     if not opt.workers:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +70,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         sizes = [len(Path(split.path(i)).read_bytes()) for i in range(len(split.paths))]
         blocks = measure.alternate({(crop, side): contender(opt, crop, side, split)
                                     for crop in PLAIN for side in SIDES}, opt.rounds)
-    return {'benchmark': opt.command, 'device': CPU.type, **training.provenance(CPU),
+    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
             'torchvision': torchvision.__version__, 'pillow': PIL.__version__,
             'threads': torch.get_num_threads(),
             'dataset': Path(opt.imagenetpath).resolve().name if opt.imagenetpath else 'drawn',
@@ -103,18 +109,20 @@ def draw(folder: Path) -> None:
 
 def contender(opt: argparse.Namespace, crop: str, side: str, split: Split) -> Contender:
     """Each call measures a block, after a warm-up past what workers got ready while nobody waited."""
+    device = torch.device(opt.decode)
     warm_up = 1 + steps.PREFETCH * opt.workers
     if side == 'ours':
         # An epoch is a block with as much after it as workers prepare meanwhile: they never run out of work.
         index = np.arange(opt.batch_size * (2 * warm_up + opt.steps)) % len(split.paths)
         seed = None if crop == 'center' else 1
-        batches = partial(our_batches, images.Loader(only(split, index), opt.batch_size, CPU, crop, seed,
-                                                     opt.workers))
+        kind = nvjpeg.Loader if opt.decode == 'cuda' else images.Loader
+        batches = partial(our_batches, kind(only(split, index), opt.batch_size, device, crop, seed,
+                                            opt.workers))
     else:
         dataset = ImageFolder(split.root, PLAIN[crop])
         dataset.samples = [(split.path(i), label) for i, label in enumerate(split.labels.tolist())]
-        batches = partial(steps.plain_batches, dataset, opt.batch_size, opt.workers, CPU)
-    return lambda: measure.images_per_second(batches(), steps.dropping(CPU), warm_up, opt.steps)
+        batches = partial(steps.plain_batches, dataset, opt.batch_size, opt.workers, device)
+    return lambda: measure.images_per_second(batches(), steps.dropping(device), warm_up, opt.steps)
 
 
 def our_batches(loader: images.Loader) -> Iterator[Sample]:
