@@ -221,6 +221,21 @@ def test_options_without_meaning_end_with_status_2_and_one_sentence(arguments, n
     assert end.value.code == 2 and names in message and message.count('\n') == 1
 
 
+def test_loader_decodes_on_a_gpu_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    done = call(benchmark, 'loader', '--decode', 'cuda', cwd=tmp_path)
+    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and '--decode cuda' in done.err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('workers', [0, 1])
+def test_loader_decodes_on_a_gpu(tmp_path, workers):
+    done = call(benchmark, 'loader', '--batch_size', 2, '--steps', 1, '--rounds', 1, '--decode', 'cuda',
+                '--workers', workers, cwd=tmp_path)
+    got = strictly(done.out)
+    assert (done.status, got['device']) == (0, 'cuda') and got['cases'].keys() == loader.PLAIN.keys()
+
+
 def test_defaults_are_those_of_the_scripts():
     real = imagenet.real_options(benchmark.parse(['imagenet', '--device', 'cpu']), 'at')
     assert (real.beta, real.alpha, real.at_groups, real.weight_decay) == (1e3, 0, [2, 3], 1e-4)

@@ -30,10 +30,12 @@ def one_thread():
 
 
 def file(i):
-    image, odd = picture(i, 60 + 3 * i, 150 - 2 * i), ODD.get(i)
+    """Every other JPEG has as many pixels of colour as of gray, the rest a quarter."""
+    image, odd = picture(i, 120 + 6 * i, 300 - 4 * i), ODD.get(i)
     if odd in ('PNG', 'GIF'):
         return content(image, odd)
-    return content(image.convert(odd if odd in ('CMYK', 'L') else 'RGB'), progressive=odd == 'progressive')
+    return content(image.convert(odd if odd in ('CMYK', 'L') else 'RGB'), progressive=odd == 'progressive',
+                   subsampling=2 * (i % 2))
 
 
 @pytest.fixture(scope='module')
@@ -222,7 +224,11 @@ def test_present_loader_on_cuda(split, cuda, workers):
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize(('crop', 'seed'), [('resized', 1), ('random', 1), ('center', None)])
 def test_cuda_decodes_the_same_windows(pair, split, cuda, crop, seed, workers):
-    """Every image within 2 levels in the mean: another window or mirror would be tens of levels away."""
+    """Each image by a few levels in the mean: another window or mirror would be tens of levels away.
+
+    Where a pixel of colour serves four of gray, libjpeg interpolates and nvJPEG repeats it: that alone makes
+    1.5 levels in these pictures, by box filters.
+    """
     plain, _ = pair(split, crop, seed, workers=workers)
     _, ours = pair(split, crop, seed, cuda, workers=workers)
     for number in (1, 2):
@@ -230,7 +236,7 @@ def test_cuda_decodes_the_same_windows(pair, split, cuda, crop, seed, workers):
         assert found[0].device == found[1].device == cuda
         assert torch.equal(found[1].cpu(), expected[1])
         levels = np.abs(pixels(found[0].cpu()) - pixels(expected[0])).mean((1, 2, 3))
-        assert levels.max() < 2, levels
+        assert (levels < torch.where(expected[1] % 2 == 1, 3, 1.5).numpy()).all(), levels
 
 
 @pytest.mark.gpu
