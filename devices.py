@@ -48,7 +48,7 @@ def device(opt: argparse.Namespace) -> torch.device:
     """The device of this rank."""
     numbers = cuda_devices(opt)
     if not numbers:
-        if opt.dtype == 'bfloat16' and 'AVX512' not in torch.backends.cpu.get_cpu_capability():
+        if opt.dtype == 'bfloat16' and not torch.cpu._is_avx512_bf16_supported():
             print('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster',
                   file=sys.stderr)
         return torch.device('cpu')
