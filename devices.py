@@ -8,7 +8,6 @@ several machines. Each rank computes its part of every batch; DistributedDataPar
 """
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -68,15 +67,6 @@ def to_device(params: Params, device: torch.device) -> Params:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """The arithmetic of --dtype for whatever runs inside."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, rather than give it back page by page."""
-    with contextlib.suppress(AttributeError):  # of other libraries than glibc
-        libc = ctypes.CDLL(None)
-        # M_MMAP_THRESHOLD: up to this size from the heap (older libraries take no more than 32 MB),
-        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which does not shrink
 
 
 # --- ranks -----------------------------------------------------------------------------------------------
@@ -158,7 +148,6 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
     """The device; of several ranks this process is one, or the one that starts them and waits."""
     launch(opt)
     where = device(opt)
-    keep_memory()
     if not is_rank():
         yield where
         return
