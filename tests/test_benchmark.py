@@ -208,6 +208,9 @@ def test_folder_of_images_may_have_a_folder_train(drawn):
     (['cifar', '--dtype', 'half'], '--dtype'),
     (['cifar', '--dataroot', 'data'], '--dataroot'),
     (['cifar', '--step', '1'], '--step'),
+    (['cifar', '--profile', 'nowhere/trace.json'], '--profile nowhere/trace.json'),
+    (['imagenet', '--profile', 'nowhere/trace.json'], '--profile nowhere/trace.json'),
+    (['loader', '--compile'], '--compile'),
     (['imagenet', '--image_size', '63'], '--image_size 63'),
     (['imagenet', '--dtype', 'half'], '--dtype'),
     (['imagenet', '--workers', '1'], '--workers'),
@@ -249,6 +252,45 @@ def test_folder_without_images_ends_with_status_2_and_one_sentence(make, says, t
     assert 'photos' in done.err and says in done.err
 
 
+# --- compiling and tracing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('module', [cifar, imagenet])
+def test_compile_goes_to_the_real_options(module):
+    for more in ([], ['--compile']):
+        opt = benchmark.parse([module.__name__.split('.')[-1], '--device', 'cpu', *more])
+        assert module.real_options(opt, 'at').compile == bool(more)
+
+
+def test_compiling_is_over_before_the_blocks_and_reported(monkeypatch, tmp_path):
+    """Both sizes of batches have been seen when the first block begins; the trace has the steps."""
+    split = data.Images(torch.zeros(6, 32, 32, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    events, plain = [], steps.dropping(CPU)
+    monkeypatch.setattr(cifar, 'load', lambda *_: split)
+    monkeypatch.setattr(cifar, 'training_of', lambda side, opt, case, device: lambda batches: plain(
+        [events.append((side, case, len(sample.labels))) or sample for sample in batches]))
+    monkeypatch.setattr(measure, 'alternate', lambda contenders, rounds: events.append('blocks') or blocks(
+        **{case: ([1.0], [1.0]) for case, _ in contenders}))
+    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: cifar.roofline.Machine(1.0, 1.0))
+    got = cifar.run(benchmark.parse(['cifar', '--batch_size', '4', '--no_memory', '--device', 'cpu',
+                                     '--compile', '--profile', str(tmp_path / 'trace.json')]))
+    assert events[:6] == [('ours', case, n) for case in cifar.CASES for n in (4, 2)]
+    assert [event[:2] for event in events[6:-1]] == [('ours', 'at')] * (measure.WARM_UP + measure.PROFILED)
+    assert events[-1] == 'blocks' and got['compile'] and list(got['compile_seconds']) == list(cifar.CASES)
+    assert min(got['compile_seconds'].values()) >= 0
+
+
+def test_profile_writes_a_trace(tmp_path, capsys):
+    opt = benchmark.parse(['cifar', '--batch_size', '2', '--device', 'cpu'])
+    step = cifar.training_of('ours', opt, 'at', CPU)
+    sample = data.Sample(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]), 1)
+    path = tmp_path / 'trace.json'
+    measure.profile(str(path), (sample for _ in range(9)), step, CPU)
+    names = [event.get('name') for event in strictly(path.read_text())['traceEvents']]
+    assert names.count('aten::_fused_sgd_') == measure.PROFILED
+    assert str(path) in capsys.readouterr().err
+
+
 # --- memory -------------------------------------------------------------------------------------------
 
 
@@ -286,7 +328,9 @@ def report_of(run_script):
         assert (got['benchmark'], got['device'], got['torch']) == (command, 'cpu', torch.__version__)
         assert (got['steps'], got['rounds']) == (1, 1) and got['threads'] >= 1
         for case in got['cases'].values():
-            assert list(case) == ['images_per_second', 'quartiles', 'ratio', 'ratio_quartiles']
+            assert list(case)[:4] == ['images_per_second', 'quartiles', 'ratio', 'ratio_quartiles']
+            assert list(case)[4:] in ([], ['flops', 'bytes', 'bound_seconds', 'roofline_ratio',
+                                           'roofline_quartiles'])
             assert case['ratio'] > 0 and all(case['images_per_second'][side] > 0 for side in SIDES)
         return got
     return run
@@ -296,6 +340,8 @@ def test_cifar_prints_one_strict_json_object(report_of):
     got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--no_memory', '--device', 'cpu')
     assert (got['dtype'], got['batch'], got['dataset']) == ('float', 4, 'shapes')
     assert list(got['cases']) == ['student', 'kd', 'at', 'loader']
+    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['student', 'kd', 'at']
+    assert got['bandwidth'] > 1e8 and got['matrix_rate'] > 1e8 and got['compile_seconds'] == {}
     assert got['loader_share'] > 0
     assert got['peak_memory'] == {'data_set': shapes.N_TRAIN * 32 * 32 * 3}
 
@@ -304,6 +350,7 @@ def test_imagenet_prints_one_strict_json_object(report_of):
     got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--no_memory', '--device', 'cpu')
     assert (got['dtype'], got['baseline_dtype'], got['batch'], got['image_size']) == ('float', 'float', 2, 64)
     assert list(got['cases']) == ['at', 'student', 'teacher']
+    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['at', 'student']
     assert got['peak_memory'] == {}
 
 

@@ -3,18 +3,21 @@
     python -m tools.benchmark cifar
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --batch_size 64
+    python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
 
 One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
 PIL images transformed one by one, in worker processes if there are any, float32, channels first, a teacher
 with BN, SGD without fusion, and every metric read in every step. Short blocks of ours and of the baseline
 alternate; a ratio is the median over rounds of ours / baseline in the same round, so that a machine that
-slows down for a while slows down both. Where other programs use the same cores, OMP_WAIT_POLICY=passive
-keeps threads from spinning for one another.
+slows down for a while slows down both. `roofline_ratio` is our time over the least time of the step on this
+machine. What `--compile` compiles is compiled before the blocks. Where other programs use the same cores,
+OMP_WAIT_POLICY=passive keeps threads from spinning for one another.
 """
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import options
@@ -35,6 +38,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     opt = parser.parse_args(arguments)
     if opt.command == 'cifar' and opt.dataset == 'shapes' and opt.dataroot:
         parser.error('--dataroot has no effect on --dataset shapes, which is built in: leave it out')
+    if opt.command in ('cifar', 'imagenet') and opt.profile and not Path(opt.profile).parent.is_dir():
+        parser.error(f'--profile {opt.profile}: there is no folder {Path(opt.profile).parent}; make it first')
     if opt.command == 'imagenet' and opt.image_size < imagenet.SMALLEST:
         parser.error(f'--image_size {opt.image_size} leaves BN a single pixel: '
                      f'give at least {imagenet.SMALLEST}')

@@ -20,9 +20,10 @@ import options
 import resnet
 import training
 from data import Sample
-from tools.benchmark import measure, steps
+from tools.benchmark import measure, roofline, steps
 from tools.benchmark.measure import SIDES, Blocks, Consumer, Contender
-from utils import InputError, Network, Params
+from tools.benchmark.steps import Networks
+from utils import InputError
 
 TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
 CASES = {'student': [], 'kd': ['--alpha', '0.9'], 'at': ['--beta', '1e+3']}  # options of cifar.py
@@ -37,22 +38,32 @@ def add_options(parser: options.Parser) -> None:
     measure.add_blocks(parser, steps=10, rounds=7)
     parser.add_argument('--workers', type=options.positive_int, default=4,
                         help='processes that load images for the baseline')
-    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
-                        help='arithmetic of our networks; the baseline stays float32')
-    parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    measure.add_ours(parser)
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
     device = devices.device(real_options(opt, 'student'))
     memory = {} if opt.no_memory else measure.memory_of_sides(peak_memory, opt)
     split = load(opt, device)
-    blocks = measure.alternate({(case, side): contender(opt, case, side, split, device)
-                                for case in [*CASES, 'loader'] for side in SIDES}, opt.rounds)
+    consumers = {(case, side): consumer(opt, case, side, device)
+                 for case in [*CASES, 'loader'] for side in SIDES}
+    ours = {case: consumers[case, 'ours'] for case in CASES}
+    compile_seconds = measure.compiled(ours, sizes(opt, split)) if opt.compile else {}
+    if opt.profile:
+        measure.profile(opt.profile, our_batches(opt, split), ours['at'], device)
+    machine = roofline.machine(device, opt.dtype)
+    blocks = measure.alternate({key: contender(opt, *key, split, consume)
+                                for key, consume in consumers.items()}, opt.rounds)
+    cases = measure.summary(blocks)
+    for case in CASES:
+        made = steps.folded(networks(case, data.CLASSES[opt.dataset]))
+        counted = roofline.operations(real_options(opt, case), made, opt.batch_size, split.images.shape[1])
+        cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, machine)
     return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
             'dataset': opt.dataset, 'batch': opt.batch_size, 'steps': opt.steps, 'rounds': opt.rounds,
-            'workers': opt.workers, 'cases': measure.summary(blocks), 'loader_share': loader_share(blocks),
+            'workers': opt.workers, 'compile': opt.compile, 'compile_seconds': compile_seconds,
+            **machine.figures(), 'cases': cases, 'loader_share': loader_share(blocks),
             'peak_memory': memory | {'data_set': split.images.nbytes}}
 
 
@@ -68,24 +79,29 @@ def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
     """The options of cifar.py for a case, its own defaults included; nothing is read or saved."""
     teacher = ['--teacher_id', 'random'] if CASES[case] else []
     return cifar.parse(['--save', 'nowhere', *teacher, *CASES[case], '--dataset', opt.dataset,
-                        '--device', opt.device, '--dtype', opt.dtype, '--batch_size', str(opt.batch_size)])
+                        '--device', opt.device, '--dtype', opt.dtype, '--batch_size', str(opt.batch_size),
+                        *['--compile'] * opt.compile])
+
+
+def consumer(opt: argparse.Namespace, case: str, side: str, device: torch.device) -> Consumer:
+    return steps.dropping(device) if case == 'loader' else training_of(side, opt, case, device)
 
 
 def contender(opt: argparse.Namespace, case: str, side: str, split: data.Images,
-              device: torch.device) -> Contender:
+              consume: Consumer) -> Contender:
     """Each call measures a block after a warm-up."""
     n = opt.steps * (LOADER_BATCHES if case == 'loader' else 1)
-    consume = steps.dropping(device) if case == 'loader' else training_of(side, opt, case, device)
     if side == 'ours':
-        return lambda: measure.images_per_second(our_batches(opt, split), consume, 2, n)
-    dataset = PlainDataset(split)
-    warm_up = 2 + steps.PREFETCH * opt.workers  # past what the workers got ready before the step began
+        return lambda: measure.images_per_second(our_batches(opt, split), consume, measure.WARM_UP, n)
+    dataset, device = PlainDataset(split), split.images.device
+    warm_up = measure.WARM_UP + steps.PREFETCH * opt.workers  # past what they got ready before
     return lambda: measure.images_per_second(
         steps.plain_batches(dataset, opt.batch_size, opt.workers, device), consume, warm_up, n)
 
 
 def training_of(side: str, opt: argparse.Namespace, case: str, device: torch.device) -> Consumer:
-    f_s, student, f_t, teacher = networks(case, data.CLASSES[opt.dataset])
+    made = networks(case, data.CLASSES[opt.dataset])
+    f_s, student, f_t, teacher = steps.folded(made) if side == 'ours' else made
     if side == 'ours':
         student, teacher = devices.to_device(student, device), devices.to_device(teacher, device)
         return steps.our_training(real_options(opt, case), f_s, student, f_t, teacher)
@@ -94,7 +110,7 @@ def training_of(side: str, opt: argparse.Namespace, case: str, device: torch.dev
     return steps.plain_training(real_options(opt, case), f_s, student, f_t, teacher)
 
 
-def networks(case: str, num_classes: int) -> tuple[Network, Params, Network | None, Params]:
+def networks(case: str, num_classes: int) -> Networks:
     f_s, student = resnet.wide_resnet(*STUDENT, num_classes)
     f_t, teacher = resnet.wide_resnet(*TEACHER, num_classes) if CASES[case] else (None, {})
     return f_s, student, f_t, teacher
@@ -105,6 +121,13 @@ def our_batches(opt: argparse.Namespace, split: data.Images) -> Iterator[Sample]
     loader = data.Loader(split, real.batch_size, real.seed, real.randomcrop_pad)
     for loader.epoch in itertools.count(1):
         yield from loader
+
+
+def sizes(opt: argparse.Namespace, split: data.Images) -> list[Sample]:
+    """A batch of each size in an epoch: the last one may be smaller."""
+    batches = {len(sample.labels): sample
+               for sample in data.Loader(split, opt.batch_size, real_options(opt, 'student').seed)}
+    return list(batches.values())
 
 
 class PlainDataset(Dataset):
@@ -132,7 +155,7 @@ def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
     """
     device = devices.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': MEMORY_STEPS})
-    contender(opt, 'at', side, load(opt, device), device)()
+    contender(opt, 'at', side, load(opt, device), consumer(opt, 'at', side, device))()
     result = {side: training.peak_memory(device)}
     if side == 'baseline':
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -18,8 +18,9 @@ import options
 import resnet
 import training
 from data import Sample
-from tools.benchmark import measure, steps
+from tools.benchmark import measure, roofline, steps
 from tools.benchmark.measure import SIDES, Consumer, Contender
+from tools.benchmark.steps import Networks
 from utils import Network, Params
 
 TEACHER, STUDENT = 34, 18  # depths
@@ -33,22 +34,33 @@ def add_options(parser: options.Parser) -> None:
     parser.add_argument('--batch_size', type=options.positive_int, help='None: 16 on a CPU, 256 on CUDA')
     parser.add_argument('--image_size', type=options.positive_int, default=images.SIZE, help='in pixels')
     measure.add_blocks(parser, steps=3, rounds=5)
-    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
-                        help='arithmetic of our networks; the baseline stays float32')
-    parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    measure.add_ours(parser)
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
     device = devices.device(real_options(opt, 'at'))
     opt.batch_size = opt.batch_size or BATCH_SIZE[device.type]
     memory = {} if opt.no_memory else measure.memory_of_sides(peak_memory, opt)
-    blocks = measure.alternate({(case, side): contender(opt, case, side, device)
-                                for case in CASES for side in SIDES}, opt.rounds)
+    consumers = {(case, side): (ours if side == 'ours' else plain)(opt, case, device)
+                 for case in CASES for side in SIDES}
+    sample = batch(opt, 'ours', device)
+    learning = {case: consumers[case, 'ours'] for case in CASES if case != 'teacher'}
+    compile_seconds = measure.compiled(learning, [sample]) if opt.compile else {}
+    if opt.profile:
+        measure.profile(opt.profile, (sample for _ in itertools.count()), learning['at'], device)
+    machine = roofline.machine(device, opt.dtype)
+    blocks = measure.alternate({key: contender(opt, key[1], device, consume)
+                                for key, consume in consumers.items()}, opt.rounds)
+    cases = measure.summary(blocks)
+    for case in learning:
+        counted = roofline.operations(real_options(opt, case), steps.folded(networks(case)), opt.batch_size,
+                                      opt.image_size)
+        cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, machine)
     return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
             'batch': opt.batch_size, 'image_size': opt.image_size, 'steps': opt.steps, 'rounds': opt.rounds,
-            'cases': measure.summary(blocks), 'peak_memory': memory}
+            'compile': opt.compile, 'compile_seconds': compile_seconds, **machine.figures(), 'cases': cases,
+            'peak_memory': memory}
 
 
 def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
@@ -58,12 +70,11 @@ def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
     """
     learns = ['--teacher_params', 'random', '--beta', '1e+3'] if case == 'at' else []
     return imagenet.parse(['--imagenetpath', 'nowhere', *learns, '--lr', '1e-4',
-                           '--device', opt.device, '--dtype', opt.dtype])
+                           '--device', opt.device, '--dtype', opt.dtype, *['--compile'] * opt.compile])
 
 
-def contender(opt: argparse.Namespace, case: str, side: str, device: torch.device) -> Contender:
+def contender(opt: argparse.Namespace, side: str, device: torch.device, consume: Consumer) -> Contender:
     """Each call measures a block after a step as a warm-up."""
-    consume = (ours if side == 'ours' else plain)(opt, case, device)
     sample = batch(opt, side, device)
     return lambda: measure.images_per_second((sample for _ in itertools.count()), consume, 1, opt.steps)
 
@@ -76,16 +87,14 @@ def batch(opt: argparse.Namespace, side: str, device: torch.device) -> Sample:
     return Sample(x.to(device), labels.to(device), 1)
 
 
-def networks(case: str) -> tuple[Network | None, Params, Network | None, Params]:
+def networks(case: str) -> Networks:
     f_s, student = resnet.resnet(STUDENT, 1, NUM_CLASSES) if case != 'teacher' else (None, {})
     f_t, teacher = resnet.resnet(TEACHER, 1, NUM_CLASSES) if case != 'student' else (None, {})
     return f_s, student, f_t, teacher
 
 
 def ours(opt: argparse.Namespace, case: str, device: torch.device) -> Consumer:
-    f_s, student, f_t, teacher = networks(case)
-    if f_t:  # as training.load_teacher does
-        f_t, teacher = resnet.network(resnet.fold(teacher))
+    f_s, student, f_t, teacher = steps.folded(networks(case))
     student, teacher = devices.to_device(student, device), devices.to_device(teacher, device)
     if case == 'teacher':
         return forward(f_t, teacher, device, opt.dtype)
@@ -121,5 +130,5 @@ def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
     """{side: bytes} at most in AT steps: allocated on CUDA, else resident in the process."""
     device = devices.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': 1})
-    contender(opt, 'at', side, device)()
+    contender(opt, side, device, (ours if side == 'ours' else plain)(opt, 'at', device))()
     return {side: training.peak_memory(device)}

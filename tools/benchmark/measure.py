@@ -9,11 +9,14 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.profiler import ProfilerActivity
 
 import options
 from data import Sample
 
 SIDES = ('ours', 'baseline')
+WARM_UP, PROFILED = 2, 3  # steps
 
 Blocks = dict[str, dict[str, list[float]]]  # case -> side -> images/s of each round
 Contender = Callable[[], float]  # one side of one case: measures a block, returns images/s
@@ -24,6 +27,16 @@ def add_blocks(parser: options.Parser, steps: int, rounds: int) -> None:
     parser.add_argument('--steps', type=options.positive_int, default=steps, help='steps of a block')
     parser.add_argument('--rounds', type=options.positive_int, default=rounds,
                         help='blocks of each case and side')
+
+
+def add_ours(parser: options.Parser) -> None:
+    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
+                        help='arithmetic of our networks; the baseline stays float32')
+    parser.add_argument('--compile', action='store_true', help='compile our step; the baseline is not')
+    parser.add_argument('--profile', default='', metavar='FILE',
+                        help='write a trace of some of our AT steps, .json or .json.gz for chrome://tracing')
+    parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
 
 
 def alternate(contenders: dict[tuple[str, str], Contender], rounds: int) -> Blocks:
@@ -45,6 +58,28 @@ def images_per_second(batches: Iterator[Sample], consume: Consumer, warm_up: int
         start = time.perf_counter()
         n = consume(itertools.islice(batches, steps))
         return n / (time.perf_counter() - start)
+
+
+def compiled(consumers: dict[str, Consumer], samples: list[Sample]) -> dict[str, float]:
+    """Seconds of the first step of each case, in which it is compiled, for each size of a batch."""
+    seconds = {}
+    for case, consume in consumers.items():
+        start = time.perf_counter()
+        consume(samples)
+        seconds[case] = float(f'{time.perf_counter() - start:.4g}')
+        print(f'{case} compiled in {seconds[case]} s', file=sys.stderr, flush=True)
+    return seconds
+
+
+def profile(path: str, batches: Iterator[Sample], consume: Consumer, device: torch.device) -> None:
+    """Write a trace of a few steps, after a warm-up, by torch.profiler."""
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == 'cuda')
+    with closing(batches):
+        consume(itertools.islice(batches, WARM_UP))
+        with torch.profiler.profile(activities=kinds) as trace:
+            consume(itertools.islice(batches, PROFILED))
+    trace.export_chrome_trace(path)
+    print(f'{PROFILED} steps are traced in {path}', file=sys.stderr, flush=True)
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter
 
+import resnet
 import training
 import utils
 from data import Sample
@@ -18,6 +19,7 @@ from method import method
 from tools.benchmark.measure import Consumer
 from utils import Network, Params
 
+Networks = tuple[Network | None, Params, Network | None, Params]  # f_s, student, f_t, teacher
 PREFETCH = 2  # batches that each worker of the baseline holds ready
 
 
@@ -29,6 +31,12 @@ def dropping(device: torch.device) -> Consumer:
             torch.cuda.synchronize(device)
         return n
     return consume
+
+
+def folded(networks: Networks) -> Networks:
+    """The teacher as training.load_teacher gives it."""
+    f_s, student, f_t, teacher = networks
+    return (f_s, student, *(resnet.network(resnet.fold(teacher)) if f_t else (None, {})))
 
 
 def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
