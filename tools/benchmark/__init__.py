@@ -1,10 +1,13 @@
-"""Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run.
+"""Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run;
+how a step grows with its size, and how many runs at once are best.
 
     python -m tools.benchmark cifar
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --batch_size 64
     python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
+    python -m tools.benchmark scaling --widths [1,2,4] --batch_sizes [32,64,128]
+    python -m tools.benchmark jobs --jobs [1,2,4]
 
 One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
 PIL images transformed one by one, in worker processes if there are any, float32, channels first, a teacher
@@ -21,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import options
-from tools.benchmark import cifar, imagenet, loader
+from tools.benchmark import cifar, imagenet, jobs, loader, scaling
 
 COMMANDS = {
     'cifar': (cifar, 'Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'),
     'imagenet': (imagenet, 'Step of imagenet.py on random images in memory: ResNet-34 -> ResNet-18.'),
     'loader': (loader, 'Loader of imagenet.py: image files -> batches for the network.'),
+    'scaling': (scaling, 'How the AT step of cifar.py grows with network, batch and data set.'),
+    'jobs': (jobs, 'Runs per hour of cifar.py, several at once.'),
 }
 
 
@@ -36,10 +41,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, (module, description) in COMMANDS.items():
         module.add_options(commands.add_parser(name, description=description))
     opt = parser.parse_args(arguments)
-    if opt.command == 'cifar' and opt.dataset == 'shapes' and opt.dataroot:
+    if opt.command in ('cifar', 'jobs') and opt.dataset == 'shapes' and opt.dataroot:
         parser.error('--dataroot has no effect on --dataset shapes, which is built in: leave it out')
     if opt.command in ('cifar', 'imagenet') and opt.profile and not Path(opt.profile).parent.is_dir():
         parser.error(f'--profile {opt.profile}: there is no folder {Path(opt.profile).parent}; make it first')
+    for name in ('widths', 'depths', 'batch_sizes', 'images', 'jobs'):
+        values = getattr(opt, name, [1])
+        if isinstance(values, list) and not (values and min(values)):
+            parser.error(f'--{name} needs whole numbers from 1')
+    if opt.command == 'scaling' and any(depth % 6 != 4 or depth < 10 for depth in opt.depths):
+        parser.error(f'--depths {opt.depths}: those of wide ResNets are 10, 16, 22, 28, ...')
     if opt.command == 'imagenet' and opt.image_size < imagenet.SMALLEST:
         parser.error(f'--image_size {opt.image_size} leaves BN a single pixel: '
                      f'give at least {imagenet.SMALLEST}')

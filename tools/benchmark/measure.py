@@ -3,7 +3,7 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ SIDES = ('ours', 'baseline')
 WARM_UP, PROFILED = 2, 3  # steps
 
 Blocks = dict[str, dict[str, list[float]]]  # case -> side -> images/s of each round
-Contender = Callable[[], float]  # one side of one case: measures a block, returns images/s
+Contender = Callable[[], float]  # one side of one case: measures a block, returns images/s or seconds
 Consumer = Callable[[Iterable[Sample]], int]  # trains on samples or drops them, waits; -> images
 
 
@@ -41,14 +41,20 @@ def add_ours(parser: options.Parser) -> None:
 
 def alternate(contenders: dict[tuple[str, str], Contender], rounds: int) -> Blocks:
     """A block of each (case, side) in each round, every other round in the reverse order."""
-    blocks: Blocks = {case: {side: [] for side in SIDES} for case, _ in contenders}
-    order = list(contenders.items())
+    found = in_turns(contenders, rounds, 'images/s')
+    return {case: {side: found[case, side] for side in SIDES} for case, _ in contenders}
+
+
+def in_turns(measurements: dict[tuple, Contender], rounds: int, unit: str) -> dict[tuple, list[float]]:
+    """What each finds in each round, every other round in the reverse order."""
+    found = {key: [] for key in measurements}
+    order = list(measurements.items())
     for r in range(rounds):
-        for (case, side), measure in order if r % 2 else reversed(order):
-            blocks[case][side].append(measure())
-            print(f'round {r + 1}/{rounds} {case} {side}: {blocks[case][side][-1]:.4g} images/s',
+        for key, measured in order if r % 2 else reversed(order):
+            found[key].append(measured())
+            print(f'round {r + 1}/{rounds} {" ".join(map(str, key))}: {found[key][-1]:.4g} {unit}',
                   file=sys.stderr, flush=True)
-    return blocks
+    return found
 
 
 def images_per_second(batches: Iterator[Sample], consume: Consumer, warm_up: int, steps: int) -> float:
@@ -66,7 +72,7 @@ def compiled(consumers: dict[str, Consumer], samples: list[Sample]) -> dict[str,
     for case, consume in consumers.items():
         start = time.perf_counter()
         consume(samples)
-        seconds[case] = float(f'{time.perf_counter() - start:.4g}')
+        seconds[case] = rounded(time.perf_counter() - start)
         print(f'{case} compiled in {seconds[case]} s', file=sys.stderr, flush=True)
     return seconds
 
@@ -108,7 +114,16 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    return Spread(*(float(f'{q:.4g}') for q in np.quantile(list(values), (0.25, 0.5, 0.75)).tolist()))
+    return Spread(*(rounded(q) for q in np.quantile(list(values), (0.25, 0.5, 0.75)).tolist()))
+
+
+def rounded(value: float) -> float:
+    return float(f'{value:.4g}')
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The e of y = c x^e that fits best: the slope of logarithms. None for a single point."""
+    return rounded(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def summary(blocks: Blocks) -> dict[str, Any]:

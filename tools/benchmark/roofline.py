@@ -42,7 +42,7 @@ class Machine(NamedTuple):
     matrix_rate: float  # FLOP per second, of a matrix product in the dtype of the step
 
     def figures(self) -> dict[str, float]:
-        return {name: float(f'{rate:.4g}') for name, rate in self._asdict().items()}
+        return {name: measure.rounded(rate) for name, rate in self._asdict().items()}
 
 
 
@@ -140,5 +140,5 @@ def beside(speeds: list[float], batch: int, counted: list[Operation], machine: M
     least = bound(counted, machine)
     ratio = measure.spread(batch / speed / least for speed in speeds)
     return {'flops': sum(o.flops for o in counted), 'bytes': sum(o.bytes for o in counted),
-            'bound_seconds': float(f'{least:.4g}'), 'roofline_ratio': ratio.median,
+            'bound_seconds': measure.rounded(least), 'roofline_ratio': ratio.median,
             'roofline_quartiles': [ratio.low, ratio.high]}
