@@ -473,8 +473,8 @@ BEGIN, END = '<!-- report: logs -->\n', '<!-- end of report -->\n'
     (BEGIN, 'needs its line'), (END, 'needs its line'), (BEGIN + BEGIN + END, 'needs its line'),
     (BEGIN + END + END + BEGIN, 'needs its line'), (END + BEGIN, 'needs its line'),
     (BEGIN.replace('logs', 'nowhere') + END, 'there is neither a folder nor a log'),
-    (BEGIN.replace('logs', 'logs --plot a.png') + END, 'only LOGS and --table are for a document'),
-    (BEGIN.replace('logs', '--update a.md') + END, 'only LOGS and --table are for a document'),
+    (BEGIN.replace('logs', 'logs --plot a.png') + END, 'only LOGS and --table, or --benchmarks, are'),
+    (BEGIN.replace('logs', '--update a.md') + END, 'only LOGS and --table, or --benchmarks, are'),
     (BEGIN.replace('logs', "'logs") + END, 'has a quotation mark too many'),
     (BEGIN.replace('logs', 'logs --table 9') + END, '--table: invalid choice: 9'),
     (BEGIN.replace('logs', '--table 1') + END, 'the following arguments are required: LOGS')])

@@ -3,10 +3,12 @@
     python -m tools.report logs/resnet_16_1 logs/at_16_1_16_2
     python -m tools.report logs --table 1 --csv table1.csv
     python -m tools.report logs/demo --plot curves.png --x seconds --plot_losses losses.svg
+    python -m tools.report --benchmarks results/benchmark
     python -m tools.report --update README.md
 
-Runs that differ only in their seed share a row and a line. `--update` writes the tables that stand in a
-document between the lines `<!-- report: results/demo -->` and `<!-- end of report -->` anew.
+Runs that differ only in their seed share a row and a line. `--benchmarks` prints the figures of
+tools.benchmark. `--update` writes the tables that stand in a document between the lines
+`<!-- report: results/demo -->` and `<!-- end of report -->` anew.
 """
 import argparse
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import checkpoint
 import options
-from tools.report import curves, documents, logs, paper, tables
+from tools.report import benchmarks, curves, documents, logs, paper, tables
 from utils import InputError
 
 
@@ -29,11 +31,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--plot_losses', type=_picture, metavar='FILE',
                         help="draw attention transfer's loss, and others, for each group: .png or .svg")
     parser.add_argument('--title', default='', help="of the drawings; the data set's name by default")
+    parser.add_argument('--benchmarks', type=Path, metavar='FOLDER',
+                        help='in place of runs, the tables of what tools.benchmark printed, .json each')
     parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables in this document anew')
     opt = parser.parse_args(arguments)
     if opt.update:
         if vars(opt) != vars(parser.parse_args([])) | {'update': opt.update}:
             parser.error('--update stands alone: LOGS and --table are given in the document')
+    elif opt.benchmarks:
+        if vars(opt) != vars(parser.parse_args([])) | {'benchmarks': opt.benchmarks}:
+            parser.error('--benchmarks stands alone: leave out LOGS and the other options')
     elif not opt.logs:
         parser.error('the following arguments are required: LOGS')
     if opt.x != parser.get_default('x') and not opt.plot:
@@ -51,6 +58,9 @@ def main() -> None:
         if after != before:
             _write(opt.update, after.encode())
         print(f'{opt.update} is {"unchanged" if after == before else "updated"}')
+        return
+    if opt.benchmarks:
+        print(benchmarks.markdown(benchmarks.read(opt.benchmarks)))
         return
     runs = logs.read(opt.logs)
     sections = tables.sections(runs, opt.table)

@@ -1,6 +1,8 @@
-"""Tables in a document, between markers, which the logs fill.
+"""Tables in a document, between markers, which the logs fill, or the figures of tools.benchmark.
 
     <!-- report: results/demo -->
+    <!-- end of report -->
+    <!-- report: --benchmarks results/benchmark -->
     <!-- end of report -->
 
 `python -m tools.report --update README.md` writes what lies between them. Paths are those from the document.
@@ -11,7 +13,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.report import logs, tables
+from tools.report import benchmarks, logs, tables
 from utils import InputError
 
 BEGIN, END = '<!-- report: {} -->', '<!-- end of report -->'
@@ -30,7 +32,7 @@ def read(path: Path) -> str:
 def updated(text: str, folder: Path, parse: Callable[[list[str]], argparse.Namespace]) -> str:
     """The document with the table of its logs, which are found from `folder`, between each pair of markers.
 
-    `parse` reads the arguments in a marker, which are LOGS and --table.
+    `parse` reads the arguments in a marker, which are LOGS and --table, or --benchmarks.
     """
     markers = list(MARKER.finditer(text))
     begins, ends = markers[::2], markers[1::2]
@@ -51,6 +53,9 @@ def _table(arguments: str, folder: Path, parse: Callable[[list[str]], argparse.N
         opt = parse(shlex.split(arguments))
     except ValueError:  # a quotation mark without its other one
         raise InputError(f'{BEGIN.format(arguments)} has a quotation mark too many') from None
+    if opt.benchmarks:
+        return benchmarks.markdown(benchmarks.read(folder / opt.benchmarks))
     if vars(opt) != vars(parse(opt.logs or ['-'])) | {'table': opt.table}:
-        raise InputError(f'{BEGIN.format(arguments)}: only LOGS and --table are for a document')
+        raise InputError(f'{BEGIN.format(arguments)}: only LOGS and --table, or --benchmarks, are for '
+                         'a document')
     return tables.markdown(tables.sections(logs.read(opt.logs, folder), opt.table))

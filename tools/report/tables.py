@@ -121,8 +121,12 @@ def _markdown(section: Section) -> str:
         f'paper, % ({how})': lambda row: f'{row.figure.error:g}' if row.figure and row.figure.error else '',
         'paper, top-5, %': lambda row: f'{row.figure.top5:g}' if row.figure and row.figure.top5 else '',
         'training time': lambda row: duration(median(row.seconds())) if row.same else ''}
-    cells = [[heading, *map(cell, section.rows)] for heading, cell in columns.items()]
-    cells = [column for column in cells if any(column[1:])]
+    return grid(list(columns), [[cell(row) for cell in columns.values()] for row in section.rows])
+
+
+def grid(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, without columns that are empty."""
+    cells = [column for column in zip(header, *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in cells]
     lines = list(zip(*cells, strict=True))
     lines.insert(1, ['-' * width for width in widths])

@@ -1,0 +1,100 @@
+"""Tables of benchmarks: figures of files written by hand, what is refused, and the marker of documents."""
+import json
+
+import pytest
+from conftest import ROOT, call
+
+from tools import report
+from tools.report import documents
+
+CASE = {'images_per_second': {'ours': 1234.0, 'baseline': 56.78},
+        'quartiles': {'ours': [1, 2], 'baseline': [1, 2]}, 'ratio': 1.314, 'ratio_quartiles': [1.293, 1.356]}
+STEP = {'benchmark': 'cifar', 'device_name': 'a CPU', 'commit': '0123456789', 'dtype': 'float',
+        'cases': {'at': CASE | {'roofline_ratio': 1.781}, 'loader': CASE},
+        'peak_memory': {'ours': 1043173376, 'baseline': 1036083200, 'data_set': 15360000}}
+LOADER = {'benchmark': 'loader', 'device_name': 'a CPU', 'commit': '89abcdef01-dirty',
+          'cases': {'center': CASE}}
+SCALING = {'benchmark': 'scaling', 'device_name': 'a GPU', 'commit': None, 'dtype': 'bfloat16', 'growth': {
+    'width': {'points': [{'value': 1, 'seconds': 0.2, 'flops': 3e9},
+                         {'value': 2, 'seconds': 1.5, 'flops': 12e9}],
+              'exponents': {'seconds': 2.907, 'flops': 2.0}},
+    'depth': {'points': [{'value': 10, 'seconds': 0.1, 'flops': 1e9}],
+              'exponents': {'seconds': None, 'flops': None}}}}
+POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles': [110.2, 130],
+         'runs_per_hour_with_start': 80.0, 'start_seconds': 12.3, 'peak_memory': 500e6}
+JOBS = {'benchmark': 'jobs', 'dtype': 'float', 'commit': '0123456789', 'best': 2,
+        'points': [POINT | {'jobs': 1}, POINT | {'jobs': 2}]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(**files):
+        (tmp_path / 'figures').mkdir()
+        for name, result in files.items():
+            (tmp_path / 'figures' / f'{name}.json').write_text(json.dumps(result) + '\n')
+        return tmp_path
+    return write
+
+
+def cells(text):
+    """Tables, each a list of rows, without the lines under the headings."""
+    return [[[cell.strip() for cell in line.strip('|').split(' | ')] for line in table.splitlines()
+             if not line.startswith('| -')] for table in text.strip().split('\n\n')]
+
+
+def test_a_table_for_each_kind(folder):
+    where = folder(a=JOBS, b=SCALING, c=STEP, d=LOADER)
+    done = call(report, '--benchmarks', 'figures', cwd=where)
+    assert (done.status, done.err) == (0, '')
+    speed, growth, jobs = cells(done.out)
+    assert speed == [
+        ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
+         'times the roofline', 'peak memory, MB (plain)', 'commit'],
+        ['a CPU', 'cifar', 'at', 'float', '1,234', '56.8', '1.31 (1.29-1.36)', '1.78', '1043 (1036)',
+         '0123456'],
+        ['a CPU', 'cifar', 'loader', 'float', '1,234', '56.8', '1.31 (1.29-1.36)', '', '', '0123456'],
+        ['a CPU', 'loader', 'center', '', '1,234', '56.8', '1.31 (1.29-1.36)', '', '', '89abcde, changed']]
+    assert growth[1:] == [
+        ['a GPU', 'student width 1, 2', 'bfloat16', '0.2 (3), 1.5 (12)', 'x^2.91', 'x^2.00', 'unknown'],
+        ['a GPU', 'student depth 10', 'bfloat16', '0.1 (1)', '', '', 'unknown']]
+    assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
+                        for n in ('1', '2 (best)')]
+
+
+def test_only_what_there_is(folder):
+    done = call(report, '--benchmarks', 'figures', cwd=folder(a=LOADER))
+    (header, row), = cells(done.out)
+    assert header == ['machine', 'benchmark', 'case', 'images/s', 'plain', 'ratio (quartiles)', 'commit']
+
+
+def test_a_document_holds_them(folder):
+    where = folder(a=STEP)
+    text = 'Above\n<!-- report: --benchmarks figures -->\nold\n<!-- end of report -->\nBelow\n'
+    (where / 'document.md').write_text(text)
+    done = call(report, '--update', where / 'document.md', cwd='/')
+    table = call(report, '--benchmarks', where / 'figures', cwd='/').out
+    assert done.status == 0 and 'times the roofline' in table
+    assert (where / 'document.md').read_text() == text.replace('old\n', table)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"epoch": 1}', '{"benchmark": "cifar"'])
+def test_other_files_are_refused(content, folder):
+    where = folder(a=STEP)
+    (where / 'figures' / 'b.json').write_text(content)
+    done = call(report, '--benchmarks', 'figures', cwd=where)
+    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and 'b.json' in done.err
+
+
+def test_a_folder_without_files_is_refused(tmp_path):
+    done = call(report, '--benchmarks', 'nowhere', cwd=tmp_path)
+    assert (done.status, len(done.errors)) == (2, 1) and 'nowhere' in done.err
+
+
+@pytest.mark.parametrize('more', [['logs'], ['--table', '1'], ['--csv', 'a.csv'], ['--update', 'a.md']])
+def test_they_stand_alone(more, tmp_path):
+    done = call(report, '--benchmarks', 'figures', *more, cwd=tmp_path)
+    assert done.status == 2 and 'stands alone' in done.err
+
+
+def test_the_readme_shows_them():
+    assert '<!-- report: --benchmarks results/benchmark -->' in documents.read(ROOT / 'README.md')

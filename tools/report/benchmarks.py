@@ -1,0 +1,95 @@
+"""`python -m tools.report --benchmarks results/benchmark`: the figures of tools.benchmark, by machine."""
+import json
+from pathlib import Path
+from typing import Any
+
+from tools.report import tables
+from utils import InputError
+
+SPEED = ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
+         'times the roofline', 'peak memory, MB (plain)', 'commit']
+GROWTH = ['machine', 'AT step against', 'dtype', 'seconds (GFLOPs)', 'seconds grow as', 'FLOPs grow as',
+          'commit']
+JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
+        'peak memory of a run, MB', 'commit']
+AXES = {'width': 'student width', 'depth': 'student depth', 'batch_size': 'batch size'}
+COMPARED = ('cifar', 'imagenet', 'loader')
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What the files of the folder hold, in the order of benchmark and file name."""
+    paths = sorted(folder.glob('*.json'))
+    if not paths:
+        raise InputError(f'{folder} holds no .json of tools.benchmark: write there what it prints')
+    found = []
+    for path in paths:
+        try:
+            result = json.loads(path.read_text(encoding='utf-8'))
+            found.append((result['benchmark'], result))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f'{path} is not what tools.benchmark prints: take it out of {folder}') from None
+    return [result for _, result in sorted(found, key=lambda item: item[0])]
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """A table of what has a plain baseline, one of growth and one of runs at once, those that there are."""
+    parts = [
+        (SPEED, [row for r in results if r['benchmark'] in COMPARED for row in speed(r)]),
+        (GROWTH, [row for r in results if r['benchmark'] == 'scaling' for row in growth(r)]),
+        (JOBS, [row for r in results if r['benchmark'] == 'jobs' for row in jobs(r)])]
+    return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
+
+
+def speed(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    peaks = result.get('peak_memory', {})
+    for case, found in result['cases'].items():
+        speeds = found['images_per_second']
+        over = found.get('roofline_ratio')
+        peak = f'{_mb(peaks["ours"])} ({_mb(peaks["baseline"])})' if case == 'at' and 'ours' in peaks else ''
+        dtype = result.get('dtype', '') + (', compiled' if result.get('compile') else '')
+        rows.append([result['device_name'], result['benchmark'], case, dtype,
+                     _speed(speeds['ours']), _speed(speeds['baseline']),
+                     _with_quartiles(found['ratio'], found['ratio_quartiles']),
+                     '' if over is None else f'{over:.2f}', peak, _commit(result)])
+    return rows
+
+
+def growth(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for axis, found in result['growth'].items():
+        points = found['points']
+        values = ', '.join(str(p['value']) for p in points)
+        rows.append([result['device_name'], f'{AXES[axis]} {values}', result['dtype'],
+                     ', '.join(f'{p["seconds"]:.3g} ({p["flops"] / 1e9:.3g})' for p in points),
+                     *(_power(found['exponents'][name]) for name in ('seconds', 'flops')), _commit(result)])
+    return rows
+
+
+def jobs(result: dict[str, Any]) -> list[list[str]]:
+    return [[point['device_name'], f'{point["jobs"]}{" (best)" * (point["jobs"] == result["best"])}',
+             result['dtype'], _with_quartiles(point['runs_per_hour'], point['quartiles'], '.0f'),
+             f'{point["runs_per_hour_with_start"]:.0f}', f'{point["start_seconds"]:.0f}',
+             _mb(point['peak_memory']), _commit(result)] for point in result['points']]
+
+
+def _speed(value: float) -> str:
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def _with_quartiles(value: float, quartiles: list[float], form: str = '.2f') -> str:
+    low, high = quartiles
+    return f'{value:{form}} ({low:{form}}-{high:{form}})'
+
+
+def _power(exponent: float | None) -> str:
+    return '' if exponent is None else f'x^{exponent:.2f}'
+
+
+def _mb(n: float) -> str:
+    return f'{n / 1e6:.0f}'
+
+
+def _commit(result: dict[str, Any]) -> str:
+    commit, _, dirty = (result['commit'] or 'unknown').partition('-')
+    return commit[:7] + (', changed' if dirty else '')
