@@ -291,6 +291,15 @@ def test_profile_writes_a_trace(tmp_path, capsys):
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.gpu
+def test_a_trace_of_a_gpu_has_its_kernels(tmp_path):
+    device = torch.device('cuda')
+    step = cifar.training_of('ours', benchmark.parse(['cifar', '--batch_size', '2']), 'at', device)
+    sample = data.Sample(torch.randn(2, 3, 32, 32, device=device), torch.tensor([1, 2], device=device), 1)
+    measure.profile(str(tmp_path / 'trace.json'), (sample for _ in range(9)), step, device)
+    assert 'kernel' in {e.get('cat') for e in strictly((tmp_path / 'trace.json').read_text())['traceEvents']}
+
+
 # --- memory -------------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,13 @@ def test_rates_of_the_machine(monkeypatch):
     assert got == (2 * 2**16 / 4, 2 * 64**3 / 8)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
+def test_rates_of_a_gpu(dtype):
+    got = roofline.machine(torch.device('cuda'), dtype)
+    assert got.bandwidth > 1e10 and got.matrix_rate > 1e11
+
+
 def test_rates_of_the_machine_have_the_dtype(monkeypatch):
     made, ones = [], torch.ones
     monkeypatch.setitem(roofline.MATRIX, 'cpu', 8)

@@ -55,6 +55,15 @@ def test_scaling_prints_one_strict_json_object(tmp_path, monkeypatch):
     assert got['data_set']['points'][0]['peak_memory'] > 50e6
 
 
+@pytest.mark.gpu
+def test_scaling_on_a_gpu(tmp_path):
+    done = call(benchmark, 'scaling', '--widths', '[1]', '--depths', '[10]', '--batch_sizes', '[2,4]',
+                '--images', '[20]', '--rounds', 1, '--device', 'cuda', cwd=tmp_path)
+    got = strictly(done.out)
+    assert (got['device'], got['batch']) == ('cuda', 128)
+    assert got['data_set']['points'][0]['peak_memory'] >= 61440
+
+
 # --- runs at once ---------------------------------------------------------------------------------------
 
 
@@ -88,6 +97,14 @@ def test_jobs_print_one_strict_json_object(tmp_path, monkeypatch):
     assert 0 < point['runs_per_hour_with_start'] < point['runs_per_hour'] and point['start_seconds'] > 0
     assert point['peak_memory'] > 100e6 and 'threads' in point['device_name']
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+def test_jobs_share_a_gpu(tmp_path):
+    done = call(benchmark, 'jobs', '--jobs', '[2]', '--images', 64, '--batch_size', 32, '--epochs', 1,
+                '--rounds', 1, '--device', 'cuda', cwd=tmp_path)
+    got = strictly(done.out)
+    assert got['device'] == 'cuda' and got['points'][0]['peak_memory'] > 1e6
 
 
 def test_failing_runs_end_with_one_sentence(tmp_path, monkeypatch):

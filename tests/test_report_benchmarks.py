@@ -19,7 +19,9 @@ SCALING = {'benchmark': 'scaling', 'device_name': 'a GPU', 'commit': None, 'dtyp
                          {'value': 2, 'seconds': 1.5, 'flops': 12e9}],
               'exponents': {'seconds': 2.907, 'flops': 2.0}},
     'depth': {'points': [{'value': 10, 'seconds': 0.1, 'flops': 1e9}],
-              'exponents': {'seconds': None, 'flops': None}}}}
+              'exponents': {'seconds': None, 'flops': None}}},
+    'data_set': {'points': [{'value': 50000, 'start_seconds': 0.0042, 'epoch_start_seconds': 0.00181,
+                             'quartiles': [0.00175, 0.00201], 'peak_memory': 771444736}]}}
 POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles': [110.2, 130],
          'runs_per_hour_with_start': 80.0, 'start_seconds': 12.3, 'peak_memory': 500e6}
 JOBS = {'benchmark': 'jobs', 'dtype': 'float', 'commit': '0123456789', 'best': 2,
@@ -46,7 +48,7 @@ def test_a_table_for_each_kind(folder):
     where = folder(a=JOBS, b=SCALING, c=STEP, d=LOADER)
     done = call(report, '--benchmarks', 'figures', cwd=where)
     assert (done.status, done.err) == (0, '')
-    speed, growth, jobs = cells(done.out)
+    speed, growth, data_sets, jobs = cells(done.out)
     assert speed == [
         ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
          'times the roofline', 'peak memory, MB (plain)', 'commit'],
@@ -57,6 +59,7 @@ def test_a_table_for_each_kind(folder):
     assert growth[1:] == [
         ['a GPU', 'student width 1, 2', 'bfloat16', '0.2 (3), 1.5 (12)', 'x^2.91', 'x^2.00', 'unknown'],
         ['a GPU', 'student depth 10', 'bfloat16', '0.1 (1)', '', '', 'unknown']]
+    assert data_sets[1:] == [['a GPU', '50,000', '4.2', '1.8 (1.8-2.0)', '771', 'unknown']]
     assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
                         for n in ('1', '2 (best)')]
 

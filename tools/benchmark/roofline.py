@@ -29,6 +29,7 @@ MATRICES = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1}  # n
 COPIED = {'cpu': 1 << 27, 'cuda': 1 << 30}  # bytes: more than caches hold
 MATRIX = {'cpu': 2048, 'cuda': 8192}  # rows
 REPETITIONS = 9
+CALLS = {'cpu': 1, 'cuda': 10}  # of a repetition, that starting them counts for nothing
 
 
 class Operation(NamedTuple):
@@ -124,10 +125,11 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
     def times() -> Iterator[float]:
         for _ in range(REPETITIONS):
             start = time.perf_counter()
-            function()
+            for _ in range(CALLS[device.type]):
+                function()
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
-            yield time.perf_counter() - start
+            yield (time.perf_counter() - start) / CALLS[device.type]
 
     return float(np.median(list(times())[1:]))  # the first one warms up
 

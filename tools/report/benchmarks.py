@@ -10,6 +10,8 @@ SPEED = ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (q
          'times the roofline', 'peak memory, MB (plain)', 'commit']
 GROWTH = ['machine', 'AT step against', 'dtype', 'seconds (GFLOPs)', 'seconds grow as', 'FLOPs grow as',
           'commit']
+DATA = ['machine', 'images in memory', 'start, ms', 'start of an epoch, ms (quartiles)', 'peak memory, MB',
+        'commit']
 JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
         'peak memory of a run, MB', 'commit']
 AXES = {'width': 'student width', 'depth': 'student depth', 'batch_size': 'batch size'}
@@ -32,10 +34,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, one of growth and one of runs at once, those that there are."""
+    """A table of what has a plain baseline, of growth, data sets and runs at once, as far as there are."""
     parts = [
         (SPEED, [row for r in results if r['benchmark'] in COMPARED for row in speed(r)]),
         (GROWTH, [row for r in results if r['benchmark'] == 'scaling' for row in growth(r)]),
+        (DATA, [row for r in results if r['benchmark'] == 'scaling' for row in data_sets(r)]),
         (JOBS, [row for r in results if r['benchmark'] == 'jobs' for row in jobs(r)])]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
@@ -64,6 +67,15 @@ def growth(result: dict[str, Any]) -> list[list[str]]:
                      ', '.join(f'{p["seconds"]:.3g} ({p["flops"] / 1e9:.3g})' for p in points),
                      *(_power(found['exponents'][name]) for name in ('seconds', 'flops')), _commit(result)])
     return rows
+
+
+def data_sets(result: dict[str, Any]) -> list[list[str]]:
+    def ms(seconds: float) -> float:
+        return 1000 * seconds
+
+    return [[result['device_name'], f'{point["value"]:,}', f'{ms(point["start_seconds"]):.1f}',
+             _with_quartiles(ms(point['epoch_start_seconds']), [*map(ms, point['quartiles'])], '.1f'),
+             _mb(point['peak_memory']), _commit(result)] for point in result['data_set']['points']]
 
 
 def jobs(result: dict[str, Any]) -> list[list[str]]:
