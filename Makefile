@@ -35,8 +35,8 @@ table5: .venv/.installed-run  ## Table 5, ImageNet; IMAGENET=folder
 smoke: .venv/.installed-run  ## every row of every table for a few steps
 	$(recipe)
 
-test: .venv/.installed-dev  ## run the tests; ARGS='-k name' goes to pytest
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: .venv/.installed-dev  ## run the tests, two files at once; ARGS='-k name' goes to pytest
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed-dev  ## run ruff on the sources
 	@$(VENV_PYTHON) -m ruff check .
