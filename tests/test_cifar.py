@@ -97,6 +97,8 @@ def test_teacher_and_student_as_a_user_starts_them(tmp_path, run_script, small):
             assert e['images_per_second'] > 0 and e['peak_memory'] > 2**20
             assert 0 <= e['train_acc'] <= 100 and 0 <= e['test_acc'] <= 100
         assert len(log[0]['at_losses']) == (3 if 'student' in name else 0)
+        assert log[0].get('teacher', '').startswith('WRN-' if 'student' in name else '')
+        assert ('teacher' in log[0]) == ('student' in name)
         params = checkpoint.read(run / 'model.pt7')['params']
         assert log[0]['n_parameters'] == sum(t.numel() for t in params.values())
         assert 'conv0' in params and 'fc.bias' in params  # without a prefix
