@@ -14,6 +14,7 @@ import data
 import devices
 import nin
 import options
+import process
 import resnet
 import training
 import utils
@@ -132,4 +133,4 @@ def find_teacher(name: str) -> Path:
 
 
 if __name__ == '__main__':
-    training.script(main)
+    process.script(main)

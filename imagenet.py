@@ -16,6 +16,7 @@ import devices
 import images
 import nvjpeg
 import options
+import process
 import resnet
 import splits
 import training
@@ -151,4 +152,4 @@ def is_fixed(name: str, freeze: int) -> bool:
 
 
 if __name__ == '__main__':
-    training.script(main)
+    process.script(main)

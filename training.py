@@ -5,12 +5,6 @@
 """
 import argparse
 import math
-import os
-import platform
-import resource
-import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +22,7 @@ import data
 import devices
 import images
 import options
+import process
 import resnet
 import utils
 from checkpoint import Folder
@@ -36,47 +31,6 @@ from method import ADAPTOR, Method, Output
 from utils import InputError, Network, Params
 
 Loader = data.Loader | images.Loader
-
-
-class Diverged(Exception):
-    """The loss is not finite."""
-
-
-def script(main: Callable[[], None]) -> None:
-    """Run a script: what its user can mend ends it with one sentence and status 2, divergence with 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    name = Path(sys.argv[0]).name
-    try:
-        main()
-    except InputError as e:
-        _end(_say(f'{name}: error: {e}', 2))
-    except torch.OutOfMemoryError:
-        _end(_say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
-    except OSError as e:
-        _end(_say(f'{name}: error: {e}', 2))
-    except Diverged as e:
-        _end(_say(f'{name}: {e}', 1))
-    except KeyboardInterrupt:
-        _end(128 + signal.SIGINT)
-    except RuntimeError as e:
-        if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
-            reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
-            _end(_say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
-        if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
-            raise
-        _end(_say(f'{name}: rank {devices.rank()} has lost another rank', 1))
-
-
-def _end(status: int) -> None:
-    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _say(sentence: str, status: int = 0) -> int:
-    print(sentence, file=sys.stderr, flush=True)
-    return status
 
 
 # --- networks and their weights ---------------------------------------------------------------------------
@@ -157,7 +111,7 @@ class Meters:
     def read(self) -> dict[str, Any]:
         """{'loss': mean over images, 'acc': %, '<term>_losses': [[mean, std] over batches, ...]}.
 
-        'acc5' is top-5 accuracy. Waits for the device and the other ranks. Diverged if a loss is not finite.
+        'acc5' is top-5 accuracy. Waits for the device and the other ranks. Diverged: a loss is not finite.
         """
         sizes = torch.tensor(self.sizes, dtype=torch.float64)[:, None]
         rows = torch.stack(self.rows).double()
@@ -169,7 +123,7 @@ class Meters:
         terms = [AverageValueMeter() for _ in self.names]
         for batch_loss, *values, n in rows:
             if not math.isfinite(batch_loss):
-                raise Diverged('the loss is not finite')
+                raise process.Diverged('the loss is not finite')
             loss.add(batch_loss, n)
             for meter, right in zip(accuracies, values[:k], strict=True):
                 meter.add(100 * right, n)
@@ -248,7 +202,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     if first >= opt.epochs:
         if not devices.rank():
             folder.complete_log()
-        _say(f'{folder.source}: all {opt.epochs} epochs are done')
+        process.say(f'{folder.source}: all {opt.epochs} epochs are done')
         return
     where = train_loader.device
     scaler = torch.amp.GradScaler(where.type)
@@ -272,8 +226,9 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         folder.create()
     adaptors = {name: t for name, t in params.items() if name.startswith(ADAPTOR)}
     student = {name: t for name, t in params.items() if name not in adaptors}
-    constants = vars(opt) | provenance(where) | {'cuda': where.type == 'cuda', 'num_classes': num_classes,
-                                                 'n_parameters': utils.n_parameters(student)}
+    constants = vars(opt) | process.provenance(where) | {
+        'cuda': where.type == 'cuda', 'num_classes': num_classes,
+        'n_parameters': utils.n_parameters(student)}
     engine, clock = Engine(), TimeMeter(unit=False)
     meters = bar = None
 
@@ -303,7 +258,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         result |= {f'test_{k}': v for k, v in evaluate(h_test, test_loader, topk).items()}
         result |= {'epoch': epoch, 'train_time': train_time, 'test_time': clock.value(),
                    'images_per_second': meters.n_images / train_time,
-                   'peak_memory': peak_memory(where),
+                   'peak_memory': process.peak_memory(where),
                    'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch),
                    'ranks': devices.ranks()}
         damaged = n_damaged(train_loader, test_loader)
@@ -325,29 +280,16 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         engine.hooks[hook.__name__] = hook
     try:
         engine.train(step, train_loader, opt.epochs, optimizer)
-    except Diverged as e:
-        raise Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: try a lower --lr') from None
+    except process.Diverged as e:
+        raise process.Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: '
+                               'try a lower --lr') from None
     except (KeyboardInterrupt, SystemExit):
-        _say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
-             f'go on with: {resume_command(sys.argv, bool(folder.saved))}')
+        process.say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
+                    f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
         raise
     finally:
         if bar:
             bar.close()
-
-
-def resume_command(argv: list[str], saved: bool) -> str:
-    """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
-    if not saved:
-        return shlex.join(['python', *argv])
-    arguments = iter(argv)
-    kept = []
-    for argument in arguments:
-        if argument == '--resume':
-            next(arguments)
-        elif not argument.startswith('--resume='):
-            kept.append(argument)
-    return shlex.join(['python', *kept, '--resume', 'auto'])
 
 
 class Progress:
@@ -369,31 +311,3 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit of this code (with '-dirty' where files differ from it), versions and device, for the log."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(['git', '-C', here, *arguments], capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git('rev-parse', 'HEAD')
-    if commit and git('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no'):
-        commit += '-dirty'
-    name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
-    if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
-    return {'commit': commit, 'torch': str(torch.__version__), 'python': platform.python_version(),
-            'device_name': name}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: allocated on a CUDA device, else resident in this process."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -19,7 +19,7 @@ import hypothesis
 import pytest
 import torch
 
-import training
+import process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def call(script, *arguments, cwd) -> Done:
         patch.chdir(cwd)
         patch.setattr(sys, 'argv', [name, *map(str, arguments)])
         try:
-            training.script(script.main)
+            process.script(script.main)
         except SystemExit as e:
             status = e.code
         finally:

@@ -11,7 +11,7 @@ from conftest import ROOT
 LAYERS = [
     {'utils', 'shapes'},
     {'checkpoint', 'devices', 'splits'},
-    {'weights'},
+    {'weights', 'process'},
     {'options', 'data', 'nin', 'folded'},
     {'images', 'method', 'resnet'},
     {'training', 'nvjpeg'},

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 import cifar
 import devices
 import nin
+import process
 import resnet
 import training
 import utils
@@ -369,7 +370,7 @@ def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, capsys):
     student = smooth_params(1)
     h = method(parse('--compile', teacher=False), smooth, student)
     with pytest.raises(SystemExit) as ended:
-        training.script(lambda: h(Sample(*images(), 1)))
+        process.script(lambda: h(Sample(*images(), 1)))
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert 'no compiler here): leave out --compile' in err and err.count('\n') == 1

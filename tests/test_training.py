@@ -15,6 +15,7 @@ import checkpoint
 import cifar
 import data
 import devices
+import process
 import resnet
 import shapes
 import training
@@ -104,7 +105,7 @@ def test_a_loss_that_is_not_finite(bad, at):
     losses[at] = bad
     meters = training.Meters()
     fill(meters, losses, [torch.zeros(2, 3)] * 3, [torch.zeros(2, dtype=torch.int64)] * 3)
-    with pytest.raises(training.Diverged, match='not finite'):
+    with pytest.raises(process.Diverged, match='not finite'):
         meters.read()
 
 
@@ -349,11 +350,11 @@ def test_an_interrupt_between_the_first_two_files(tmp_path, monkeypatch, capsys,
     (['--save', 'a b', '--resume', 'auto', '--beta', '1e+3'], ['--save', 'a b', '--beta', '1e+3']),
     (['--epoch_step', '[1, 2]', '--save=$x;'], ['--epoch_step', '[1, 2]', '--save=$x;'])])
 def test_resume_command(given, kept):
-    command = training.resume_command(['some where/cifar.py', *given], True)
+    command = process.resume_command(['some where/cifar.py', *given], True)
     assert shlex.split(command) == ['python', 'some where/cifar.py', *kept, '--resume', 'auto']
     shell = subprocess.run(['sh', '-c', f'printf "%s\\n" {command}'], capture_output=True, text=True)
     assert shell.stdout.splitlines() == shlex.split(command)
-    again = training.resume_command(['some where/cifar.py', *given], False)  # nothing is saved yet
+    again = process.resume_command(['some where/cifar.py', *given], False)  # nothing is saved yet
     assert shlex.split(again) == ['python', 'some where/cifar.py', *given]
 
 
@@ -370,7 +371,7 @@ def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
         return loss, output
 
     run.h = diverging
-    with pytest.raises(training.Diverged, match=r'epoch 2; .*model\.pt7 holds epoch 1'):
+    with pytest.raises(process.Diverged, match=r'epoch 2; .*model\.pt7 holds epoch 1'):
         run.run()
     assert kept[0] == (tmp_path / 'run' / 'model.pt7').read_bytes()
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
@@ -491,8 +492,8 @@ def test_without_a_teacher_there_are_no_at_losses(tmp_path):
 
 
 def test_provenance(tmp_path, monkeypatch):
-    (tmp_path / 'training.py').write_text('1\n')
-    monkeypatch.setattr(training, '__file__', str(tmp_path / 'training.py'))
+    (tmp_path / 'process.py').write_text('1\n')
+    monkeypatch.setattr(process, '__file__', str(tmp_path / 'process.py'))
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
     for name in ('GIT_DIR', 'GIT_WORK_TREE'):
         monkeypatch.delenv(name, raising=False)
@@ -502,23 +503,23 @@ def test_provenance(tmp_path, monkeypatch):
                                '-c', 'commit.gpgsign=false', *arguments],
                               check=True, capture_output=True, text=True).stdout.strip()
 
-    found = training.provenance(CPU)
+    found = process.provenance(CPU)
     assert found['commit'] is None
     assert found['torch'] == torch.__version__
     assert found['python'].split('.')[:2] == [str(v) for v in sys.version_info[:2]]
     assert 'CPU' in found['device_name']
     git('init')
-    git('add', 'training.py')
+    git('add', 'process.py')
     git('commit', '-m', 'x', '--no-verify')
     commit = git('rev-parse', 'HEAD')
     assert len(commit) == 40
-    assert training.provenance(CPU)['commit'] == commit
+    assert process.provenance(CPU)['commit'] == commit
     (tmp_path / 'own run.txt').write_text('untracked')
-    assert training.provenance(CPU)['commit'] == commit
-    (tmp_path / 'training.py').write_text('2\n')
-    assert training.provenance(CPU)['commit'] == commit + '-dirty'
+    assert process.provenance(CPU)['commit'] == commit
+    (tmp_path / 'process.py').write_text('2\n')
+    assert process.provenance(CPU)['commit'] == commit + '-dirty'
     monkeypatch.setenv('PATH', '')
-    assert training.provenance(CPU)['commit'] is None
+    assert process.provenance(CPU)['commit'] is None
 
 
 # --- devices and half precision --------------------------------------------------------------------------

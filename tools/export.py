@@ -20,8 +20,8 @@ from torch import Tensor
 
 import checkpoint
 import options
+import process
 import resnet
-import training
 import utils
 from utils import InputError, Network, Params
 
@@ -149,4 +149,4 @@ FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor], None], Load]] = {
 
 
 if __name__ == '__main__':
-    training.script(main)
+    process.script(main)

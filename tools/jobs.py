@@ -30,8 +30,8 @@ import cifar
 import data
 import imagenet
 import options
+import process
 import splits
-import training
 from utils import InputError
 
 SCRIPTS = {'cifar.py': cifar, 'imagenet.py': imagenet}
@@ -228,7 +228,7 @@ def run(job: Job, gpu: str | None, threads: int, parent: int) -> None:
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpu
     sys.argv = job.words
-    training.script(SCRIPTS[job.words[0]].main)
+    process.script(SCRIPTS[job.words[0]].main)
 
 
 def end_with(parent: int) -> None:
@@ -241,4 +241,4 @@ def end_with(parent: int) -> None:
 
 
 if __name__ == '__main__':
-    training.script(main)
+    process.script(main)

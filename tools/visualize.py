@@ -31,10 +31,10 @@ import checkpoint
 import data
 import images
 import options
+import process
 import resnet
 import shapes
 import splits
-import training
 import utils
 from utils import InputError, Params
 
@@ -350,4 +350,4 @@ def content(page: Figure, ending: str) -> bytes:
 
 
 if __name__ == '__main__':
-    training.script(main)
+    process.script(main)

@@ -1,9 +1,9 @@
 """`python -m tools.benchmark` starts here."""
 import sys
 
-import training
+import process
 from tools import benchmark
 
 if __name__ == '__main__':
     sys.argv[0] = 'tools.benchmark'  # which messages begin with
-    training.script(benchmark.main)
+    process.script(benchmark.main)

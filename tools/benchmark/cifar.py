@@ -17,8 +17,8 @@ import cifar
 import data
 import devices
 import options
+import process
 import resnet
-import training
 from data import Sample
 from tools.benchmark import measure, roofline, steps
 from tools.benchmark.measure import SIDES, Blocks, Consumer, Contender
@@ -59,7 +59,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         made = steps.folded(networks(case, data.CLASSES[opt.dataset]))
         counted = roofline.operations(real_options(opt, case), made, opt.batch_size, split.images.shape[1])
         cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, machine)
-    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
             'dataset': opt.dataset, 'batch': opt.batch_size, 'steps': opt.steps, 'rounds': opt.rounds,
             'workers': opt.workers, 'compile': opt.compile, 'compile_seconds': compile_seconds,
@@ -156,7 +156,7 @@ def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
     device = devices.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': MEMORY_STEPS})
     contender(opt, 'at', side, load(opt, device), consumer(opt, 'at', side, device))()
-    result = {side: training.peak_memory(device)}
+    result = {side: process.peak_memory(device)}
     if side == 'baseline':
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         result['baseline_worker'] = largest * (1 if sys.platform == 'darwin' else 1024)

@@ -15,8 +15,8 @@ import devices
 import imagenet
 import images
 import options
+import process
 import resnet
-import training
 from data import Sample
 from tools.benchmark import measure, roofline, steps
 from tools.benchmark.measure import SIDES, Consumer, Contender
@@ -56,7 +56,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         counted = roofline.operations(real_options(opt, case), steps.folded(networks(case)), opt.batch_size,
                                       opt.image_size)
         cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, machine)
-    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
             'batch': opt.batch_size, 'image_size': opt.image_size, 'steps': opt.steps, 'rounds': opt.rounds,
             'compile': opt.compile, 'compile_seconds': compile_seconds, **machine.figures(), 'cases': cases,
@@ -131,4 +131,4 @@ def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
     device = devices.device(real_options(opt, 'at'))
     opt = argparse.Namespace(**vars(opt) | {'steps': 1})
     contender(opt, side, device, (ours if side == 'ours' else plain)(opt, 'at', device))()
-    return {side: training.peak_memory(device)}
+    return {side: process.peak_memory(device)}

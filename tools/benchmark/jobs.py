@@ -22,8 +22,8 @@ import checkpoint
 import data
 import devices
 import options
+import process
 import resnet
-import training
 from tools.benchmark import cifar, measure
 from utils import InputError
 
@@ -62,7 +62,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
 
     measure.in_turns({(n, 'at once'): lambda n=n: wall(n) for n in opt.jobs}, opt.rounds, 's')
     points = {n: point(n, several) for n, several in found.items()}
-    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'dataset': opt.dataset,
             'images': opt.images, 'epochs': opt.epochs, 'batch': opt.batch_size, 'rounds': opt.rounds,
             'points': list(points.values()), 'best': best(points)}

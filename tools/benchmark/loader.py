@@ -22,8 +22,8 @@ from torchvision.datasets import ImageFolder
 import images
 import nvjpeg
 import options
+import process
 import splits
-import training
 from data import Sample
 from splits import Split
 from tools.benchmark import measure, steps
@@ -70,7 +70,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         sizes = [len(Path(split.path(i)).read_bytes()) for i in range(len(split.paths))]
         blocks = measure.alternate({(crop, side): contender(opt, crop, side, split)
                                     for crop in PLAIN for side in SIDES}, opt.rounds)
-    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
             'torchvision': torchvision.__version__, 'pillow': PIL.__version__,
             'threads': torch.get_num_threads(),
             'dataset': Path(opt.imagenetpath).resolve().name if opt.imagenetpath else 'drawn',

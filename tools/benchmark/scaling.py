@@ -15,8 +15,8 @@ import torch
 import data
 import devices
 import options
+import process
 import resnet
-import training
 from data import Sample
 from tools.benchmark import cifar, measure, roofline, steps
 from tools.benchmark.measure import Contender
@@ -54,7 +54,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
     flops = {key: sum(o.flops for o in roofline.operations(
         real, networks(point['width'], point['depth']), point['batch_size'], SIZE))
         for key, point in points.items()}
-    return {'benchmark': opt.command, 'device': device.type, **training.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'teacher': list(cifar.TEACHER),
             'depth': DEPTH, 'width': WIDTH, 'batch': opt.batch_size, 'steps': opt.steps, 'rounds': opt.rounds,
             'growth': {axis: growth({value: seconds[axis, value] for value in getattr(opt, name)},
@@ -122,7 +122,7 @@ def data_set(opt: argparse.Namespace, n: int) -> dict[str, Any]:
     epoch = measure.spread(epochs)
     return {'value': n, 'bytes': images.nbytes, 'start_seconds': measure.rounded(started),
             'epoch_start_seconds': epoch.median, 'quartiles': [epoch.low, epoch.high],
-            'peak_memory': training.peak_memory(device)}
+            'peak_memory': process.peak_memory(device)}
 
 
 def wait(sample: Sample) -> None:

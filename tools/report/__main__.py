@@ -1,9 +1,9 @@
 """`python -m tools.report` starts here."""
 import sys
 
-import training
+import process
 from tools import report
 
 if __name__ == '__main__':
     sys.argv[0] = 'tools.report'  # which messages begin with
-    training.script(report.main)
+    process.script(report.main)

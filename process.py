@@ -1,0 +1,103 @@
+"""A script as a process: how it ends and what it says then, and what it runs on.
+
+    process.script(main)     # a mistake of the user is one sentence on stderr and status 2
+"""
+import os
+import platform
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import devices
+from utils import InputError
+
+
+class Diverged(Exception):
+    """The loss is not finite."""
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script: what its user can mend ends it with one sentence and status 2, divergence with 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as e:
+        _end(say(f'{name}: error: {e}', 2))
+    except torch.OutOfMemoryError:
+        _end(say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
+    except OSError as e:
+        _end(say(f'{name}: error: {e}', 2))
+    except Diverged as e:
+        _end(say(f'{name}: {e}', 1))
+    except KeyboardInterrupt:
+        _end(128 + signal.SIGINT)
+    except RuntimeError as e:
+        if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
+            reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
+            _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
+        if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
+            raise
+        _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
+
+
+def _end(status: int) -> None:
+    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def say(sentence: str, status: int = 0) -> int:
+    """A sentence for the user, on stderr; returns the status."""
+    print(sentence, file=sys.stderr, flush=True)
+    return status
+
+
+def resume_command(argv: list[str], saved: bool) -> str:
+    """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
+    if not saved:
+        return shlex.join(['python', *argv])
+    arguments = iter(argv)
+    kept = []
+    for argument in arguments:
+        if argument == '--resume':
+            next(arguments)
+        elif not argument.startswith('--resume='):
+            kept.append(argument)
+    return shlex.join(['python', *kept, '--resume', 'auto'])
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit of this code (with '-dirty' where files differ from it), versions and device, for the log."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(['git', '-C', here, *arguments], capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git('rev-parse', 'HEAD')
+    if commit and git('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no'):
+        commit += '-dirty'
+    name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    return {'commit': commit, 'torch': str(torch.__version__), 'python': platform.python_version(),
+            'device_name': name}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: allocated on a CUDA device, else resident in this process."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
