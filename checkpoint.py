@@ -6,12 +6,15 @@ Reading runs no code from the file; writing leaves either the old file or the ne
 """
 import argparse
 import contextlib
+import fcntl
 import io
 import json
 import math
 import os
+import socket
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 
 from utils import InputError
 
-MODEL, LOG = 'model.pt7', 'log.txt'
+MODEL, LOG, LOCK = 'model.pt7', 'log.txt', '.lock'
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -52,12 +55,22 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path | str) -> Any:
-    """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError."""
+    """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError.
+
+    Checksums are compared first: torch.load takes a flipped bit in a tensor for another number.
+    """
     try:
+        if zipfile.is_zipfile(path):  # of torch 1.6 and later
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
+                                     'bring back a copy')
         with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as e:
         raise InputError(f'cannot read the weights {path}: {e.strerror}') from None
+    except InputError:
+        raise
     except Exception:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
         raise InputError(f'{path} is no whole file of weights: it is truncated, or holds more than tensors '
                          'and plain values, which is refused because loading it could run code') from None
@@ -128,6 +141,7 @@ class Folder:
         self.state: dict[str, Any] | None = None
         self.saved = 0  # epoch of the checkpoint in this folder
         self.epochs: list[dict[str, Any]] = []
+        self.found = self._found()
         self.source = self.model if opt.resume in ('', 'auto') else Path(opt.resume)
         if self.source.is_dir():
             self.source /= MODEL
@@ -153,6 +167,8 @@ class Folder:
         # The checkpoint is saved before the log: a kill between the two leaves a line to add.
         before = [e for e in read_log(log) if e['epoch'] < self.state['epoch']] if log.exists() else []
         self.epochs = [*before, self.state['record']]
+        if (n := self.state['epoch'] - len(self.epochs)) > 0:
+            print(f'note: {log} lacks the lines of {n} epochs before {self.state["epoch"]}', file=sys.stderr)
 
     def _compare(self, opt: argparse.Namespace) -> None:
         before = self.state['options']
@@ -168,14 +184,36 @@ class Folder:
                 print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
                       file=sys.stderr)
 
+    def _found(self) -> list[tuple[int, int] | None]:
+        """Which files are there; another run would change it, since files are replaced as a whole."""
+        return [(p.stat().st_ino, p.stat().st_mtime_ns) if p.exists() else None
+                for p in (self.model, self.log)]
+
     def create(self) -> None:
-        """Make the folder, before the first epoch rather than after it, and try to write there."""
+        """Make the folder and lock it, before the first epoch; the lock goes when this process ends.
+
+        Of fcntl's two kinds the one that holds on network file systems, too, and not in forked workers.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / '.writable', b'')
-            (self.path / '.writable').unlink()
+            self.lock = open(self.path / LOCK, 'a+')  # noqa: SIM115 -- as long as the run
+            try:
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                self.lock.seek(0)
+                raise InputError(f'{self.path} belongs to another run, {self.lock.read().strip()}: wait for '
+                                 'its end, or name another folder by --save') from None
+            except OSError:
+                print(f'note: {self.path} is on a file system without locks: nothing keeps another run from '
+                      'writing there', file=sys.stderr)
+            self.lock.truncate(0)
+            self.lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+            self.lock.flush()
         except OSError as e:
             raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
+        if self._found() != self.found:
+            raise InputError(f'another run has written in {self.path} meanwhile: go on with it by '
+                             '--resume auto, or name another folder by --save')
 
     def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
         """Checkpoint, which has the line of its epoch as well, and log."""

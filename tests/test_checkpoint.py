@@ -215,6 +215,22 @@ def test_what_is_no_file(tmp_path):
         read(tmp_path)
 
 
+def test_a_flipped_bit_is_told(tmp_path):
+    """Anywhere in the numbers: torch.load takes it for another number."""
+    path, w = tmp_path / 'model.pt7', torch.arange(10_000.0)
+    write(path, {'w': w})
+    whole = path.read_bytes()
+    start = whole.index(w.numpy().tobytes())
+    for at in range(start, start + 40_000, 1999):
+        for bit in (0, 7):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+            assert not torch.equal(torch.load(path, weights_only=True)['w'], w)
+            with pytest.raises(InputError, match=r'model\.pt7 is damaged.*checksum.*bring back a copy'):
+                read(path)
+    path.write_bytes(whole)
+    assert torch.equal(read(path)['w'], w)
+
+
 def test_student_is_taken_from_a_run_with_a_teacher():
     alone = {'conv0': 1, 'fc.bias': 2}
     assert checkpoint.student(alone) == alone
@@ -283,7 +299,8 @@ def make_run(path: Path, epochs: int = 2) -> Path:
 
 
 def content(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob('*')
+            if p.is_file() and p.name != checkpoint.LOCK}
 
 
 def test_save_and_go_on(tmp_path):
@@ -316,7 +333,7 @@ def test_auto_begins_where_nothing_is(tmp_path):
     assert folder.state is None and folder.epochs == []
     assert not (tmp_path / 'new').exists()  # nothing is made before create()
     folder.create()
-    assert (tmp_path / 'new').is_dir() and not os.listdir(tmp_path / 'new')
+    assert os.listdir(tmp_path / 'new') == ['.lock']
     assert 'no checkpoint' in folder.last()
 
 
@@ -329,6 +346,54 @@ def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
     assert [e['epoch'] for e in folder.epochs] == [1, 2]
     folder.save({'epoch': 3, 'train_loss': 0.25}, folder.state | {'epoch': 3})
     assert [(e['epoch'], e['train_loss']) for e in read_log(run / 'log.txt')] == [(1, 1), (2, 0.5), (3, 0.25)]
+
+
+def test_lines_missing_from_a_log_are_noted(tmp_path, capsys):
+    run = make_run(tmp_path / 'run', epochs=4)
+    first, *_ = (run / 'log.txt').read_text().splitlines(keepends=True)
+    (run / 'log.txt').write_text(first + '{"epoch": 2, "tr')
+    folder = Folder(options(run, 'auto'))
+    assert [e['epoch'] for e in folder.epochs] == [1, 4]
+    assert capsys.readouterr().err == f'note: {run}/log.txt lacks the lines of 2 epochs before 4\n'
+
+
+def other_process(run: Path) -> subprocess.Popen:
+    """One that has made the folder its own, and waits."""
+    code = 'import argparse, pathlib, sys, time, checkpoint\n' \
+           'folder = checkpoint.Folder(argparse.Namespace(save=pathlib.Path(sys.argv[1]), resume="auto"))\n' \
+           'folder.create()\nprint(flush=True)\ntime.sleep(600)'
+    process = subprocess.Popen([sys.executable, '-c', code, run], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b'\n'
+    return process
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_two_processes_do_not_share_a_folder(tmp_path, begun):
+    run = tmp_path / 'run'
+    if begun:
+        make_run(run)
+    before = content(tmp_path)
+    mine = Folder(options(run, 'auto'))
+    with other_process(run) as process:
+        with pytest.raises(InputError, match=f'belongs to another run, process {process.pid} on .*--save'):
+            mine.create()
+        assert content(tmp_path) == before
+        process.kill()
+    mine.create()  # at once: the lock went with its process
+
+
+def test_a_run_that_another_has_carried_on_meanwhile(tmp_path):
+    run = make_run(tmp_path / 'run')
+    late = Folder(options(run, 'auto')), Folder(options(tmp_path / 'new'))
+    folder = Folder(options(run, 'auto'))
+    folder.create()
+    folder.save({'epoch': 3}, folder.state | {'epoch': 3})
+    make_run(tmp_path / 'new')
+    before = content(tmp_path)
+    for other in late:
+        with pytest.raises(InputError, match='another run has written .*--resume auto'):
+            other.create()
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize('named', ['folder', 'file'])

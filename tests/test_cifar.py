@@ -85,7 +85,7 @@ def test_teacher_and_student_as_a_user_starts_them(tmp_path, run_script, small):
     assert (done.returncode, done.stderr) == (0, '')
     for arguments, name, epochs in ((teacher, 'a/teacher', 2), (student, 'new/deep/student', 1)):
         run = tmp_path / 'logs' / name
-        assert sorted(os.listdir(run)) == ['log.txt', 'model.pt7']
+        assert sorted(os.listdir(run)) == ['.lock', 'log.txt', 'model.pt7']
         log = log_of(run)
         assert [e['epoch'] for e in log] == list(range(1, epochs + 1))
         opt = vars(cifar.parse(list(map(str, arguments))))
@@ -325,7 +325,7 @@ def test_divergence(home, tmp_path):
     done = call(*SMALL, '--save', 'new', '--lr', 1e30, '--epochs', 3, cwd=tmp_path)
     assert done.status == 1 and len(done.errors) == 1
     assert 'epoch 1' in done.err and 'no checkpoint' in done.err and '--lr' in done.err
-    assert os.listdir(tmp_path / 'new') == []
+    assert os.listdir(tmp_path / 'new') == ['.lock']
     shutil.copytree(home / 'logs' / 'teacher', tmp_path / 'run')
     before = listing(tmp_path / 'run')
     done = call(*SMALL, '--save', 'run', '--lr', 1e30, '--epochs', 5, '--resume', 'auto', cwd=tmp_path)

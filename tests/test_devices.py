@@ -59,7 +59,7 @@ def test_ranks_train_as_one_process(tmp_path):
     for n in (1, 2, 3, 4):
         run(n, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
             '--beta', '1e3', '--alpha', '0.5', '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
-        assert sorted(os.listdir(tmp_path / str(n))) == ['log.txt', 'model.pt7']
+        assert sorted(os.listdir(tmp_path / str(n))) == ['.lock', 'log.txt', 'model.pt7']
         runs[n] = log_of(tmp_path / str(n)), checkpoint.read(tmp_path / str(n) / 'model.pt7')['params']
     one_log, one = runs[1]
     assert one_log[-1]['train_loss'] < 0.98 * one_log[0]['train_loss']  # something was learned
