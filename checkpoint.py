@@ -140,6 +140,7 @@ class Folder:
         self.model, self.log = self.path / MODEL, self.path / LOG
         self.state: dict[str, Any] | None = None
         self.saved = 0  # epoch of the checkpoint in this folder
+        self.lock: int | None = None
         self.epochs: list[dict[str, Any]] = []
         self.found = self._found()
         self.source = self.model if opt.resume in ('', 'auto') else Path(opt.resume)
@@ -190,30 +191,35 @@ class Folder:
                 for p in (self.model, self.log)]
 
     def create(self) -> None:
-        """Make the folder and lock it, before the first epoch; the lock goes when this process ends.
+        """Make the folder and lock it, before the first epoch, until close() or the end of this process.
 
         Of fcntl's two kinds the one that holds on network file systems, too, and not in forked workers.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.path / LOCK, 'a+')  # noqa: SIM115 -- as long as the run
+            self.lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
-                self.lock.seek(0)
-                raise InputError(f'{self.path} belongs to another run, {self.lock.read().strip()}: wait for '
-                                 'its end, or name another folder by --save') from None
+                owner = os.read(self.lock, 200).decode(errors='replace').strip()
+                raise InputError(f'{self.path} belongs to another run, {owner}: wait for its end, or name '
+                                 'another folder by --save') from None
             except OSError:
                 print(f'note: {self.path} is on a file system without locks: nothing keeps another run from '
                       'writing there', file=sys.stderr)
-            self.lock.truncate(0)
-            self.lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-            self.lock.flush()
+            os.truncate(self.lock, 0)
+            os.write(self.lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
         except OSError as e:
             raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
         if self._found() != self.found:
             raise InputError(f'another run has written in {self.path} meanwhile: go on with it by '
                              '--resume auto, or name another folder by --save')
+
+    def close(self) -> None:
+        """Let other runs write here."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
         """Checkpoint, which has the line of its epoch as well, and log."""

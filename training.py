@@ -288,6 +288,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                     f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
         raise
     finally:
+        folder.close()
         if bar:
             bar.close()
 

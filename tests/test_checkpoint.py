@@ -295,6 +295,7 @@ def make_run(path: Path, epochs: int = 2) -> Path:
         state = {'params': {'w': torch.full((3,), float(epoch))}, 'optimizer': {}, 'epoch': epoch,
                  'options': vars(options(path))}
         folder.save({'epoch': epoch, 'train_loss': 1 / epoch}, state)
+    folder.close()
     return path
 
 
@@ -309,7 +310,7 @@ def test_save_and_go_on(tmp_path):
     folder = Folder(options(run, 'auto'))
     assert folder.state['epoch'] == 2 and folder.state['params']['w'].tolist() == [2, 2, 2]
     assert [e['epoch'] for e in folder.epochs] == [1, 2]
-    folder.create()  # again does no harm
+    folder.create()
     folder.save({'epoch': 3}, folder.state | {'epoch': 3})
     assert [e['epoch'] for e in read_log(run / 'log.txt')] == [1, 2, 3]
     assert read(run / 'model.pt7')['epoch'] == 3
