@@ -181,7 +181,7 @@ class Folder:
                     before[name] and value):
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in ('save', 'teacher', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
-                            'ngpu', 'nthread'):
+                            'ngpu', 'nthread', 'max_hours', 'tensorboard'):
                 print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
                       file=sys.stderr)
 

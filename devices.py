@@ -46,6 +46,7 @@ def cuda_devices(opt: argparse.Namespace) -> list[int]:
 def device(opt: argparse.Namespace) -> torch.device:
     """The device of this rank."""
     numbers = cuda_devices(opt)
+    torch.use_deterministic_algorithms(opt.deterministic)
     if not numbers:
         if opt.dtype == 'bfloat16' and not torch.cpu._is_avx512_bf16_supported():
             print('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster',
@@ -55,6 +56,8 @@ def device(opt: argparse.Namespace) -> torch.device:
     index = numbers[local] if local < len(numbers) else local  # torchrun may start more than --ngpu says
     torch.cuda.set_device(index)
     torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
+    if opt.deterministic:  # cuBLAS reads it when it starts
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     return torch.device('cuda', index)
 
 

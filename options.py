@@ -3,6 +3,7 @@
 Published names and defaults are kept. Every type converts while parsing, so that the log holds values.
 """
 import argparse
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -103,6 +104,9 @@ def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: st
     group.add_argument('--save', default='', metavar='FOLDER', help='where log.txt and model.pt7 go')
     group.add_argument('--resume', default='', metavar='FILE',
                        help="checkpoint to go on from; 'auto': that of --save, if there is one")
+    group.add_argument('--max_hours', type=positive, default=None, metavar='H',
+                       help='stop after an epoch, with status 75, if the next might not end in this time')
+    group.add_argument('--tensorboard', action='store_true', help='scalars for TensorBoard, in --save')
     group.add_argument('--evaluate', action='store_true',
                        help='only print loss and error of --student_params, or else of --resume or --save')
     group.add_argument('--student_params', default='', metavar='FILE',
@@ -116,6 +120,8 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
     group.add_argument('--compile', action='store_true', help='compile the step with torch.compile')
+    group.add_argument('--deterministic', action='store_true',
+                       help='the same bits in every run on CUDA, too; slower')
     group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1',
                        help='numbers of the CUDA devices')
     group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
@@ -143,6 +149,8 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error('--student_params is for --evaluate; to go on with a run, add --resume')
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
+    if opt.tensorboard and not importlib.util.find_spec('tensorboard'):
+        parser.error('--tensorboard needs a package that is not installed: pip install tensorboard')
     learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]
     gradients = [name for name in GRADIENT_LOSSES if getattr(opt, name)]
     if opt.evaluate and (given or learns or gradients):

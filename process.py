@@ -2,6 +2,8 @@
 
     process.script(main)     # a mistake of the user is one sentence on stderr and status 2
 """
+import contextlib
+import importlib.metadata
 import os
 import platform
 import resource
@@ -23,8 +25,16 @@ class Diverged(Exception):
     """The loss is not finite."""
 
 
+class TimeIsUp(Exception):
+    """A run ends unfinished, as its --max_hours wanted it."""
+
+
 def script(main: Callable[[], None]) -> None:
-    """Run a script: what its user can mend ends it with one sentence and status 2, divergence with 1."""
+    """Run a script: what its user can mend ends it with one sentence and status 2, divergence with 1.
+
+    A run that --max_hours ends has status 75, 'try again later', so that nothing goes on as if it were done;
+    under torchrun, which would start it again at once, 0.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     name = Path(sys.argv[0]).name
     try:
@@ -37,12 +47,16 @@ def script(main: Callable[[], None]) -> None:
         _end(say(f'{name}: error: {e}', 2))
     except Diverged as e:
         _end(say(f'{name}: {e}', 1))
+    except TimeIsUp as e:
+        _end(say(f'{name}: {e}', 0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL))
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
     except RuntimeError as e:
         if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
             reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
             _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
+        if 'torch.use_deterministic_algorithms' in str(e):
+            _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
         if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
             raise
         _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
@@ -89,11 +103,24 @@ def provenance(device: torch.device) -> dict[str, Any]:
     commit = git('rev-parse', 'HEAD')
     if commit and git('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no'):
         commit += '-dirty'
-    name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
+    versions = {package: importlib.metadata.version(package) for package in ('torchvision', 'numpy')}
+    versions |= {'torch': str(torch.__version__), 'python': platform.python_version()}
     if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
-    return {'commit': commit, 'torch': str(torch.__version__), 'python': platform.python_version(),
-            'device_name': name}
+        versions['cudnn'] = torch.backends.cudnn.version()
+    return {'commit': commit, 'device_name': device_name(device)} | versions
+
+
+def device_name(device: torch.device) -> str:
+    """Such as 'NVIDIA H200', or 'AMD EPYC 7R13 Processor (AVX2), 2 threads'."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    name = f'{platform.machine()} CPU'
+    with contextlib.suppress(OSError):  # only Linux has it
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                name = line.partition(':')[2].strip()
+                break
+    return f'{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
 
 
 def peak_memory(device: torch.device) -> int:

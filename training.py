@@ -229,8 +229,11 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     constants = vars(opt) | process.provenance(where) | {
         'cuda': where.type == 'cuda', 'num_classes': num_classes,
         'n_parameters': utils.n_parameters(student)}
-    engine, clock = Engine(), TimeMeter(unit=False)
-    meters = bar = None
+    engine, clock, pace = Engine(), TimeMeter(unit=False), Pace()
+    meters = bar = board = None
+    if opt.tensorboard and not devices.rank():
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and a package of its own
+        board = SummaryWriter(folder.path, purge_step=first + 1)
 
     def on_start(state: dict[str, Any]) -> None:
         state['epoch'] = first
@@ -264,17 +267,31 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         damaged = n_damaged(train_loader, test_loader)
         if any(damaged):
             result |= {'damaged_images': damaged}
-        if devices.rank():
-            return
-        folder.save({'at_losses': []} | constants | result,
-                    {'params': {name: t.detach() for name, t in student.items()},
-                     'adaptors': {name: t.detach() for name, t in adaptors.items()},
-                     'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
-                     'options': vars(opt) | {'num_classes': num_classes}})
-        print(f'epoch {epoch}/{opt.epochs}: '
-              f'train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
-              f'test loss {result["test_loss"]:.4f} accuracy {result["test_acc"]:.2f}, '
-              f'{train_time:.1f} s, {result["images_per_second"]:.0f} images/s', flush=True)
+        if not devices.rank():
+            folder.save({'at_losses': []} | constants | result,
+                        {'params': {name: t.detach() for name, t in student.items()},
+                         'adaptors': {name: t.detach() for name, t in adaptors.items()},
+                         'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
+                         'options': vars(opt) | {'num_classes': num_classes}})
+            if board:
+                for name, value in scalars(result).items():
+                    board.add_scalar(name, value, epoch)
+                board.flush()
+        pace.add()
+        left = opt.epochs - epoch
+        if not devices.rank():
+            print(f'epoch {epoch}/{opt.epochs}: '
+                  f'train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
+                  f'test loss {result["test_loss"]:.4f} accuracy {result["test_acc"]:.2f}, '
+                  f'{train_time:.1f} s, {result["images_per_second"]:.0f} images/s'
+                  + (f', {tqdm.format_interval(pace.seconds(left))} left' if left else ''), flush=True)
+        if left and opt.max_hours:
+            # The ranks' clocks differ: all stop if one of them says so.
+            up = torch.tensor(float(pace.is_up(opt.max_hours)), device=where)
+            if devices.summed(up).item():
+                raise process.TimeIsUp(f'stopped after epoch {epoch} of {opt.epochs}, as the next might not '
+                                       f'end within --max_hours {opt.max_hours:g}; go on with: '
+                                       + process.resume_command(sys.argv, saved=True))
 
     for hook in (on_start, on_start_epoch, on_forward, on_end_epoch):
         engine.hooks[hook.__name__] = hook
@@ -291,6 +308,40 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         folder.close()
         if bar:
             bar.close()
+        if board:
+            board.close()
+
+
+def scalars(result: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard draws of an epoch: its numbers, and the mean of each group of each loss."""
+    values = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    del values['epoch']
+    for name, losses in result.items():
+        if name.endswith('_losses'):
+            values |= {f'{name}/{i}': mean for i, (mean, _) in enumerate(losses)}
+    return values
+
+
+class Pace:
+    """How long epochs take, from now on."""
+
+    def __init__(self) -> None:
+        self.begun = self.last = time.monotonic()
+        self.longest, self.epochs = 0.0, 0
+
+    def add(self) -> None:
+        """An epoch has ended."""
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+        self.epochs += 1
+
+    def seconds(self, epochs: int) -> float:
+        """That so many epochs will take."""
+        return epochs * (self.last - self.begun) / self.epochs
+
+    def is_up(self, hours: float) -> bool:
+        """Whether another epoch, as long as the longest, would end later than that."""
+        return self.last + self.longest - self.begun > 3600 * hours
 
 
 class Progress:

@@ -120,7 +120,8 @@ def test_published_defaults():
     new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
            'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': '', 'model': 'wrn',
            'no_bn': False, 'no_pool_relu': False, 'hint_beta': 0, 'grad_beta': 0, 'sym_beta': 0, 'l2_beta': 0,
-           'augment': 'crop_flip', 'max_images': 0, 'compile': False}
+           'augment': 'crop_flip', 'max_images': 0, 'compile': False, 'max_hours': None,
+           'tensorboard': False, 'deterministic': False}
     assert opt == PUBLISHED | new
 
 

@@ -202,7 +202,8 @@ def ended(job: Job, code: int, seconds: float) -> tuple[int, str]:
     """Tell how a run ended: its status, and why it failed, or ''."""
     if code:
         status = code if code > 0 else 128 - code
-        print(f'{job.opt.save}: failed after {seconds:.0f} s with status {status}, see {job.out}', flush=True)
+        what = 'stopped' if code == os.EX_TEMPFAIL else 'failed'
+        print(f'{job.opt.save}: {what} after {seconds:.0f} s with status {status}, see {job.out}', flush=True)
         why = (lines(job.out) or [''])[-1]
         return status, why if code > 0 else f'{job.opt.save} was ended by signal {-code}'
     if job.opt.evaluate:
