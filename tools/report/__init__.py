@@ -5,10 +5,11 @@
     python -m tools.report logs/demo --plot curves.png --x seconds --plot_losses losses.svg
     python -m tools.report --benchmarks results/benchmark
     python -m tools.report --update README.md
+    python -m tools.report --check results --dataroot data
 
 Runs that differ only in their seed share a row and a line. `--benchmarks` prints the figures of
 tools.benchmark. `--update` writes the tables that stand in a document between the lines
-`<!-- report: results/demo -->` and `<!-- end of report -->` anew.
+`<!-- report: results/demo -->` and `<!-- end of report -->` anew. `--check` recomputes what is published.
 """
 import argparse
 import sys
@@ -16,8 +17,13 @@ from pathlib import Path
 
 import checkpoint
 import options
-from tools.report import benchmarks, curves, documents, logs, paper, tables
+from tools.report import benchmarks, check, curves, documents, logs, paper, tables
 from utils import InputError
+
+# Options that make no table of LOGS, and what to do with the others.
+ALONE = {'update': 'LOGS and --table are given in the document',
+         'benchmarks': 'leave out LOGS and the other options',
+         'check': 'leave out LOGS and the other options'}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -34,14 +40,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--benchmarks', type=Path, metavar='FOLDER',
                         help='in place of runs, the tables of what tools.benchmark printed, .json each')
     parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables in this document anew')
+    parser.add_argument('--check', type=Path, metavar='FOLDER',
+                        help='recompute the logs and weights published there, and the tables of documents')
+    parser.add_argument('--dataroot', metavar='FOLDER', help='with --check: where CIFAR lies, to evaluate on')
     opt = parser.parse_args(arguments)
-    if opt.update:
-        if vars(opt) != vars(parser.parse_args([])) | {'update': opt.update}:
-            parser.error('--update stands alone: LOGS and --table are given in the document')
-    elif opt.benchmarks:
-        if vars(opt) != vars(parser.parse_args([])) | {'benchmarks': opt.benchmarks}:
-            parser.error('--benchmarks stands alone: leave out LOGS and the other options')
-    elif not opt.logs:
+    alone = [name for name in ALONE if getattr(opt, name)]
+    if opt.dataroot and not opt.check:
+        parser.error('--dataroot has no effect without --check')
+    if alone and vars(opt) != vars(parser.parse_args([])) | {
+            alone[0]: getattr(opt, alone[0]), 'dataroot': opt.dataroot}:
+        parser.error(f'--{alone[0]} stands alone: {ALONE[alone[0]]}')
+    if not alone and not opt.logs:
         parser.error('the following arguments are required: LOGS')
     if opt.x != parser.get_default('x') and not opt.plot:
         parser.error('--x has no effect without --plot')
@@ -59,6 +68,8 @@ def main() -> None:
             _write(opt.update, after.encode())
         print(f'{opt.update} is {"unchanged" if after == before else "updated"}')
         return
+    if opt.check:
+        sys.exit(check.check(opt.check, opt.dataroot, parse) > 0)
     if opt.benchmarks:
         print(benchmarks.markdown(benchmarks.read(opt.benchmarks)))
         return
