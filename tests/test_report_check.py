@@ -25,7 +25,7 @@ def made(tmp_path_factory):
                '--max_images', 40, '--save', 'results/a/run']
     assert conftest.call(cifar, *command, cwd=folder).status == 0
     run = folder / 'results' / 'a' / 'run'
-    rewrite(run, lambda record: record | {'commit': COMMIT})
+    rewrite(run, lambda record: record | {'commit': COMMIT, 'train_time': 60.0})
     (run / '.lock').unlink()
     last = log_of(run)[-1]
     said = f'loss {last["test_loss"]:.4f} accuracy {last["test_acc"]:.2f} error {100 - last["test_acc"]:.2f}'
@@ -84,7 +84,7 @@ def text(old, new, count=-1):
 LOG, MODEL, README = 'results/a/run/log.txt', 'results/a/run/model.pt7', 'results/README.md'
 FAULTS = {  # what is changed, how, what the fault says, which items have one
     'a line is cut': (LOG, lambda p: p.write_text(p.read_text()[:-30]), 'of 2 lines 1 are epochs', 3),
-    'an epoch is missing': (LOG, lambda p: p.write_text(p.read_text().partition('\n')[2]), 'not 1, 2, 3', 1),
+    'an epoch is missing': (LOG, lambda p: p.write_text(p.read_text().partition('\n')[2]), 'not 1, 2, 3', 2),
     'it is unfinished': (LOG, text('"epochs": 2', '"epochs": 3'), 'ends after epoch 2 of 3', 2),
     'the tree was dirty': (LOG, text(COMMIT, COMMIT + '-dirty'), 'none without changes', 1),
     'the seed changes': (LOG, text('"seed": 1', '"seed": 2', 1), 'seed is missing, or not the same', 1),
