@@ -36,13 +36,14 @@ smoke: .venv/.installed-run  ## every row of every table for a few steps
 	$(recipe)
 
 test: .venv/.installed-dev  ## run the tests, two files at once; ARGS='-k name' goes to pytest
-	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-fail-under=90)
 
-lint: .venv/.installed-dev  ## run ruff on the sources
+lint: .venv/.installed-dev  ## run ruff on the sources, mypy on the modules
 	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m mypy
 
 clean:  ## remove .venv and the caches; logs, data and results stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define recipe

@@ -27,7 +27,7 @@ MODEL, LOG, LOCK = 'model.pt7', 'log.txt', '.lock'
 
 # --- files -----------------------------------------------------------------------------------------------
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside `path`, flush to disk, rename over it: at no moment half a file. OSError as open()."""
     beside = path.with_name(path.name + '.tmp')
     try:
@@ -162,7 +162,7 @@ class Folder:
         if not isinstance(self.state, dict) or any(type(self.state.get(k)) is not kinds[k] for k in kinds):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
                              'published code can teach, and be evaluated by --evaluate')
-        self._compare(opt)
+        self._compare(opt, self.state['options'])
         self.saved = self.state['epoch'] if goes_on else 0
         log = self.source.with_name(LOG)
         # The checkpoint is saved before the log: a kill between the two leaves a line to add.
@@ -171,8 +171,7 @@ class Folder:
         if (n := self.state['epoch'] - len(self.epochs)) > 0:
             print(f'note: {log} lacks the lines of {n} epochs before {self.state["epoch"]}', file=sys.stderr)
 
-    def _compare(self, opt: argparse.Namespace) -> None:
-        before = self.state['options']
+    def _compare(self, opt: argparse.Namespace, before: dict[str, Any]) -> None:
         for name, value in vars(opt).items():
             # By their text, since a stranger's file may hold values of any kind.
             if name not in before or repr(before[name]) == repr(value):

@@ -19,7 +19,7 @@ import resnet
 import training
 import utils
 from method import adaptors, evaluation, method
-from utils import InputError
+from utils import InputError, Network, Params
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -93,7 +93,8 @@ def main() -> None:
             f_s, student = nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
         else:
             f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
-        f_t, teacher = None, {}
+        f_t: Network | None = None
+        teacher: Params = {}
         if opt.teacher_id:
             f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
         hints = adaptors(opt, f_s, student, f_t, teacher)

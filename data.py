@@ -7,7 +7,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -51,16 +51,16 @@ def load(name: str, root: str, device: torch.device, max_images: int = 0) -> tup
     max_images: only so many of each split, the first ones; 0 takes all.
     """
     if name == 'shapes':
-        splits = tuple(shapes.load(train, first=max_images or None) for train in (True, False))
+        splits: list[tuple] = [shapes.load(train, first=max_images or None) for train in (True, False)]
     else:
-        splits = tuple(_cifar(name, root, train) for train in (True, False))
+        splits = [_cifar(name, root, train) for train in (True, False)]
     first = slice(max_images or None)
     train, test = (Images(torch.from_numpy(x[first]).to(device),
                           torch.as_tensor(y[first], dtype=torch.int64).to(device)) for x, y in splits)
     return train, test
 
 
-def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
+def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]]:
     kind = getattr(datasets, name)
     folder = os.path.join(root, kind.base_folder)
     files = [*kind.train_list, *kind.test_list, (kind.meta['filename'], kind.meta['md5'])]
@@ -75,8 +75,8 @@ def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, list[int]]:
         split = kind(root, train=train, download=bool(missing))
     except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
         with contextlib.suppress(OSError):
-            for path in new:
-                os.rmdir(path)
+            for made in new:
+                os.rmdir(made)
         reason = str(e).splitlines()[0]
         raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the '
                          f'folder with {kind.base_folder} by --dataroot, or use --dataset shapes') from None
@@ -171,17 +171,17 @@ class Loader(RankLoader):
             for part, share in self.parts:
                 yield Sample(normalize(images[part]), labels[part], self.epoch, share)
             return
-        draws = [draw.to(self.device) for draw in self._draws()]
+        draws = [draw.to(self.device) for draw in self._draws(self.seed)]
         n = AT_ONCE[self.device.type]
         for some in (self.parts[i:i + n] for i in range(0, len(self.parts), n)):
             index, offset, flip = (torch.cat([draw[part] for part, _ in some]) for draw in draws)
             x = normalize(crop_flip(images, index, offset, flip, self.pad))
             sizes = [part.stop - part.start for part, _ in some]
-            for *batch, (_, share) in zip(x.split(sizes), labels[index].split(sizes), some, strict=True):
-                yield Sample(*batch, self.epoch, share)
+            for x_b, y_b, (_, share) in zip(x.split(sizes), labels[index].split(sizes), some, strict=True):
+                yield Sample(x_b, y_b, self.epoch, share)
 
-    def _draws(self) -> tuple[Tensor, Tensor, Tensor]:
-        order, augmentation = (generator(self.seed, self.epoch, stream) for stream in (0, 1))
+    def _draws(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        order, augmentation = (generator(seed, self.epoch, stream) for stream in (0, 1))
         n = len(self.split.labels)
         return (torch.randperm(n, generator=order),
                 torch.randint(2 * self.pad + 1, (n, 2), generator=augmentation),

@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -108,7 +109,7 @@ def launch(opt: argparse.Namespace) -> None:
         outputs = [files.enter_context(tempfile.TemporaryFile('w+')) for _ in range(opt.ngpu)]
         started = []
         for i, output in enumerate(outputs):
-            own = {'stdout': subprocess.DEVNULL, 'stderr': output} if i else {}
+            own: dict[str, Any] = {'stdout': subprocess.DEVNULL, 'stderr': output} if i else {}
             environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
             started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
         failed, status = _wait(started)
@@ -130,7 +131,7 @@ def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
                 states = [p.poll() for p in started]
                 # A rank that has lost another one, status 1, may be seen to fail before it.
                 why = (i for i, state in enumerate(states) if state not in (None, 0, 1))
-                return (i := next(why, failed)), states[i]
+                return (i := next(why, failed)), states[i] or 0
             if None not in states:
                 return 0, 0
             time.sleep(0.05)

@@ -6,6 +6,7 @@
 """
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def fold(params: Params) -> Params:
     if not any(map(utils.is_statistic, params)):
         return dict(params)
     preactivation = 'bn.weight' in params
-    folded = {}
+    folded: Params = {}
     for name, t in params.items():
         to = name.replace('convdim', 'conv_dim')
         if t.dim() == 4 and (not preactivation or name.endswith('.conv0')):
@@ -117,11 +118,12 @@ def pre_activation_params(blocks: Sequence[int], width: float, num_classes: int)
         return {'a': torch.ones(n), 'b': torch.zeros(n)}
 
     widths = [int(n * width) for n in (64, 128, 256, 512)]
-    params = {'conv0': utils.conv_params(3, 64, 7), 'affine0': affine(64)}
+    params: dict[str, Any] = {'conv0': utils.conv_params(3, 64, 7), 'affine0': affine(64)}
     for g, (n_in, n_out) in enumerate(zip([64, *widths[:3]], widths, strict=True)):
         params[f'group{g}'] = {}
         for b in range(blocks[g]):
-            block = {'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3)}
+            block: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3),
+                                     'conv1': utils.conv_params(n_out, n_out, 3)}
             if g or b:
                 block['affine0'] = affine(n_in)
             block['affine1'] = affine(n_out)

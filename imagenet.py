@@ -22,7 +22,7 @@ import splits
 import training
 import utils
 from method import adaptors, evaluation, method
-from utils import InputError, Params
+from utils import InputError, Network, Params
 
 TOPK = (1, 5)
 # The paper does not give its schedule of fine-tuning (Section 4.2.2): these take the place of the defaults.
@@ -99,7 +99,8 @@ def main() -> None:
 
         torch.manual_seed(opt.seed)
         f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
-        f_t, teacher = None, {}
+        f_t: Network | None = None
+        teacher: Params = {}
         if opt.teacher_params:
             with devices.first_rank_first():  # which downloads it
                 f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)

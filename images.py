@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import data
@@ -58,7 +58,8 @@ def decode(content: bytes) -> Tensor:
                     jpeg = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                     return decode_jpeg(jpeg, ImageReadMode.RGB)  # the pixels of PIL, sooner
             if image.mode.startswith('I'):  # 16 bits of gray, which PIL would clip to white
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                gray = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return torch.from_numpy(np.array(gray.convert('RGB'))).permute(2, 0, 1)
             return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
     except Exception as e:  # PIL lets out whatever comes of damage: SyntaxError, struct.error, ...
         reason = 'it holds no image' if isinstance(e, UnidentifiedImageError) else str(e).split('\n')[0]
@@ -141,7 +142,7 @@ def _mean_std(device: torch.device) -> Tensor:
 Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), how many were damaged
 
 
-class Reader:
+class Reader(Dataset):
     """Makes batches, in a worker: reader[epoch, index] is that of the images at index (B,).
 
     The draws for an image follow from seed, epoch and index alone, whoever makes them.
@@ -158,7 +159,8 @@ class Reader:
 
     def batch(self, epoch: int, index: Tensor) -> Batch:
         x = shared((len(index), SIZE, SIZE, 3), len(index))
-        taken, n_damaged, n = [], 0, len(self.split.paths)
+        taken: list[int] = []
+        n_damaged, n = 0, len(self.split.paths)
         for i in index.tolist():
             for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and what may replace it
                 try:
@@ -227,7 +229,8 @@ class Loader(data.RankLoader):
         self.device, self.seed, self.workers = device, seed, workers
         self.reader = Reader(split, crop, seed, skip_damaged)
         self.tasks: list[tuple[int, Tensor]] = []  # of an epoch, what the workers are asked for in turn
-        self.pool = self.batches = None
+        self.pool: DataLoader | None = None
+        self.batches: Iterator[Batch | InputError] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         n, epoch, self.damaged = len(self.reader.split.paths), self.epoch, 0

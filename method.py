@@ -95,7 +95,8 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
     def losses(x: Tensor, labels: Tensor, on: list[bool]) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         """Classification loss, logits, and the losses of the terms that are on."""
         present = [term for term, is_on in zip(terms, on, strict=True) if is_on]
-        y_t, g_t, j_t = None, (), None
+        y_t = j_t = None
+        g_t: tuple[Tensor, ...] = ()
         if opt.alpha or any(term.teacher for term in present):
             y_t, g_t, j_t = ask_teacher(x, labels)
         step = student_step(x, labels)._replace(y_t=y_t, g_t=g_t, j_t=j_t)
@@ -107,9 +108,9 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
     def h(sample: Sample) -> tuple[Tensor, Output]:
         weights = {term.name: term.weight(sample.epoch) for term in terms}
         loss, logits, found = losses(sample.x, sample.labels, [bool(weight) for weight in weights.values()])
-        found = dict(zip([name for name, weight in weights.items() if weight], found, strict=True))
-        loss = loss + sum(weights[name] * sum(of_groups) for name, of_groups in found.items())
-        return loss, Output(logits, found)
+        by_name = dict(zip([name for name, weight in weights.items() if weight], found, strict=True))
+        loss = loss + sum(weights[name] * sum(of_groups) for name, of_groups in by_name.items())
+        return loss, Output(logits, by_name)
 
     return h
 

@@ -8,6 +8,8 @@ The names of the tensors tell the network: `group0.conv0` with `group0.bn0.*`, o
 `group0.conv0.weight` and `.bias`; the last convolution of a group is `conv2`, or `linear2` where no ReLU
 follows.
 """
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,8 @@ def nin(width: int, num_classes: int, bn: bool = True, pool_relu: bool = True) -
     """
     if width < 1:
         raise InputError(f'a NIN has at least 1 channel, not {width}; the paper has 96 and 192')
-    params, n_in = {}, 3
+    params: dict[str, Any] = {}
+    n_in = 3
     for g in range(3):
         group = params[f'group{g}'] = {}
         for layer, k in zip(_layers(pool_relu), (3, 1, 1), strict=True):

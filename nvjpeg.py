@@ -60,7 +60,7 @@ def decode(files: list[Tensor], device: torch.device) -> list[Tensor | None]:
 class Reader(images.Reader):
     """Reads files, in a worker: reader[epoch, index] are those at index (B,); decoded() makes the batch."""
 
-    def __getitem__(self, task: tuple[int, Tensor]) -> Files | InputError:
+    def __getitem__(self, task: tuple[int, Tensor]) -> Files | InputError:  # type: ignore[override]
         found = []
         for i in task[1].tolist():
             content = b''
@@ -94,7 +94,7 @@ class Reader(images.Reader):
 
     def part(self, epoch: int, index: Tensor, image: Tensor | None) -> Batch:
         """The batch of one image, index (1,), decoded or not."""
-        i = index.item()
+        i = int(index)
         if image is not None:
             with contextlib.suppress(Damaged):
                 x = self.cut(image, i, self.rng(epoch, i)).permute(1, 2, 0)[None]
@@ -110,7 +110,7 @@ class Loader(images.Loader):
 
     def __init__(self, split: Split, batch_size: int, device: torch.device, *args: Any, **options: Any):
         super().__init__(split, batch_size, device, *args, **options)
-        self.reader = Reader(**vars(self.reader))
+        self.reader: Reader = Reader(**vars(self.reader))
         file = io.BytesIO()
         Image.new('RGB', (images.SIZE, images.SIZE)).save(file, 'JPEG')
         if decode([torch.frombuffer(file.getbuffer(), dtype=torch.uint8)], device) == [None]:
@@ -120,7 +120,8 @@ class Loader(images.Loader):
 
     def _work(self) -> Iterator[Batch | InputError]:
         for k, files in enumerate(super()._work()):
-            yield files if isinstance(files, InputError) else self._decoded(*self.tasks[k], files)
+            yield files if isinstance(files, InputError) else self._decoded(
+                *self.tasks[k], files)  # type: ignore[arg-type]  # of this reader, not of the other one
 
     def _decoded(self, epoch: int, index: Tensor, files: Files) -> Batch:
         if not self.stream:

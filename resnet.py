@@ -12,7 +12,7 @@ exported form, without BN: the same maps and logits for less work.
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +44,15 @@ def wide_resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Pa
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a wide ResNet without channels; give at least 0.0625')
 
-    def block(n_in: int, n_out: int) -> dict:
-        params = {'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3),
-                  'bn0': utils.bn_params(n_in), 'bn1': utils.bn_params(n_out)}
+    def block(n_in: int, n_out: int) -> dict[str, Any]:
+        params: dict[str, Any] = {
+            'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3),
+            'bn0': utils.bn_params(n_in), 'bn1': utils.bn_params(n_out)}
         if n_in != n_out:
             params['convdim'] = utils.conv_params(n_in, n_out, 1)
         return params
 
-    params = {'conv0': utils.conv_params(3, 16, 3)}
+    params: dict[str, Any] = {'conv0': utils.conv_params(3, 16, 3)}
     for g, (n_in, n_out) in enumerate(zip([16, *widths[:2]], widths, strict=True)):
         params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out) for b in range(n)}
     params |= {'bn': utils.bn_params(widths[2]), 'fc': utils.linear_params(widths[2], num_classes)}
@@ -99,8 +100,8 @@ def _resnet(blocks: Sequence[int], width: float, num_classes: int) -> tuple[Netw
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a ResNet without channels; give at least 1/64')
 
-    def block(n_in: int, n_out: int) -> dict:
-        params = {'conv0': utils.conv_params(n_in, n_out, 3), 'bn0': utils.bn_params(n_out),
+    def block(n_in: int, n_out: int) -> dict[str, Any]:
+        params: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3), 'bn0': utils.bn_params(n_out),
                   'conv1': utils.conv_params(n_out, n_out, 3), 'bn1': utils.bn_params(n_out)}
         if n_in != n_out:
             params |= {'convdim': utils.conv_params(n_in, n_out, 1), 'bndim': utils.bn_params(n_out)}
@@ -260,7 +261,7 @@ def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
     try:
         with torch.device('meta'):
             if 'NIN' in family:
-                f, expected = nin.nin(width, num_classes, bn='without BN' not in family,
+                f, expected = nin.nin(int(width), num_classes, bn='without BN' not in family,
                                       pool_relu='without ReLU' not in family)
             elif 'wide' in family:
                 f, expected = wide_resnet(2 * sum(blocks) + 4, width, num_classes)

@@ -118,7 +118,8 @@ def _scenes(root: str) -> tuple[Split, Split]:
     parts = [list(_table(path, PATH, '<class>/<file>')) for path in lists]
     classes, others = (sorted({path.split('/')[0] for path in part}) for part in parts)
     _same(classes, others, ' and '.join(lists))
-    return tuple(_listed(os.path.join(root, 'Images'), part, classes) for part in parts)
+    train, test = (_listed(os.path.join(root, 'Images'), part, classes) for part in parts)
+    return train, test
 
 
 def _table(path: str, pattern: str, form: str) -> dict[str, tuple[str, ...]]:

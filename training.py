@@ -114,10 +114,10 @@ class Meters:
         'acc5' is top-5 accuracy. Waits for the device and the other ranks. Diverged: a loss is not finite.
         """
         sizes = torch.tensor(self.sizes, dtype=torch.float64)[:, None]
-        rows = torch.stack(self.rows).double()
+        stacked = torch.stack(self.rows).double()
         k = len(self.topk)
-        sums = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) * sizes.to(rows.device)
-        sums[:, 1:1 + k] = rows[:, 1:1 + k]  # counts already
+        sums = torch.cat([stacked, torch.ones_like(stacked[:, :1])], 1) * sizes.to(stacked.device)
+        sums[:, 1:1 + k] = stacked[:, 1:1 + k]  # counts already
         rows = [row for row in devices.summed(sums).tolist() if row[-1]]
         loss, accuracies = AverageValueMeter(), [AverageValueMeter() for _ in self.topk]
         terms = [AverageValueMeter() for _ in self.names]
@@ -130,7 +130,7 @@ class Meters:
             for meter, value in zip(terms, values[k:], strict=True):
                 meter.add(value / n)
         self.n_images = int(sum(n for *_, n in rows))
-        result = {'loss': loss.value()[0]}
+        result: dict[str, Any] = {'loss': loss.value()[0]}
         for top, meter in zip(self.topk, accuracies, strict=True):
             result['acc' if top == 1 else f'acc{top}'] = meter.value()[0]
         for name, meter in zip(self.names, terms, strict=True):
@@ -230,7 +230,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         'cuda': where.type == 'cuda', 'num_classes': num_classes,
         'n_parameters': utils.n_parameters(student)}
     engine, clock, pace = Engine(), TimeMeter(unit=False), Pace()
-    meters = bar = board = None
+    meters, bar, board = Meters(topk), None, None
     if opt.tensorboard and not devices.rank():
         from torch.utils.tensorboard import SummaryWriter  # takes seconds, and a package of its own
         board = SummaryWriter(folder.path, purge_step=first + 1)

@@ -77,7 +77,7 @@ def at_loss(x: Tensor, y: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
     if len(x) != len(y):
         raise InputError(f'attention maps of {len(x)} and of {len(y)} images cannot be compared')
     q_x, q_y = attention_map(x, p, reduce), attention_map(y, p, reduce)
-    size = tuple(map(min, q_x.shape[1:], q_y.shape[1:]))
+    size = min(q_x.shape[1], q_y.shape[1]), min(q_x.shape[2], q_y.shape[2])
     if q_x.shape != q_y.shape:
         q_x, q_y = F.adaptive_avg_pool2d(q_x, size), F.adaptive_avg_pool2d(q_y, size)
     return (normalize(q_x) - normalize(q_y)).square().mean()
@@ -109,7 +109,7 @@ def full_activation_loss(x: Tensor, y: Tensor, adaptor: Tensor | None = None) ->
     y = full(y)
     if x.shape[1] != y.shape[1]:
         raise InputError(f'activations of {x.shape[1]} and {y.shape[1]} channels need an adaptor')
-    size = tuple(map(min, x.shape[2:], y.shape[2:]))
+    size = min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3])
     if x.shape != y.shape:
         x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
     difference = F.normalize(x.flatten(1), dim=1) - F.normalize(y.flatten(1), dim=1)
@@ -205,7 +205,7 @@ def is_statistic(name: str) -> bool:
 
 def flatten(tree: Mapping, prefix: str = '') -> Params:
     """Nested dictionaries -> {'group0.block0.conv0': tensor, ...}, in order of definition."""
-    flat = {}
+    flat: Params = {}
     for name, value in tree.items():
         flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
     return flat
@@ -251,11 +251,11 @@ class Module(nn.Module):
         self.f = f
         for name, t in params.items():
             *path, leaf = name.split('.')
-            parent = self
+            parent: nn.Module = self
             for part in path:
                 if part not in parent._modules:
                     parent.add_module(part, nn.Module())
-                parent = parent._modules[part]
+                parent = parent.get_submodule(part)
             if is_statistic(name):
                 parent.register_buffer(leaf, t)
             else:

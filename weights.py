@@ -65,7 +65,8 @@ def _torchvision(name: str) -> Path:
     from torchvision.models import get_model_weights
     url = get_model_weights(name).DEFAULT.url
     file = url.rsplit('/', 1)[1]
-    return _download(url, file, re.search(r'-([0-9a-f]{8,})\.', file)[1])
+    known = re.search(r'-([0-9a-f]{8,})\.', file)
+    return _download(url, file, known and known[1])
 
 
 def _download(url: str, name: str, sha256: str | None = None) -> Path:
