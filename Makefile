@@ -9,7 +9,7 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 smoke test lint clean
+.PHONY: help demo table1 table2 table3 table4 table5 smoke test faults lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -37,6 +37,9 @@ smoke: .venv/.installed-run  ## every row of every table for a few steps
 
 test: .venv/.installed-dev  ## run the tests, two files at once; ARGS='-k name' goes to pytest
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-fail-under=90)
+
+faults: .venv/.installed-dev  ## kill, stop, damage and starve runs, 200 times, and see that they go on
+	@$(VENV_PYTHON) -m tests.faults --rounds 200
 
 lint: .venv/.installed-dev  ## run ruff on the sources, mypy on the modules
 	@$(VENV_PYTHON) -m ruff check .

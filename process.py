@@ -41,8 +41,6 @@ def script(main: Callable[[], None]) -> None:
         main()
     except InputError as e:
         _end(say(f'{name}: error: {e}', 2))
-    except torch.OutOfMemoryError:
-        _end(say(f'{name}: error: the device has no memory left: give a smaller --batch_size', 2))
     except OSError as e:
         _end(say(f'{name}: error: {e}', 2))
     except Diverged as e:
@@ -51,7 +49,9 @@ def script(main: Callable[[], None]) -> None:
         _end(say(f'{name}: {e}', 0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL))
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
-    except RuntimeError as e:
+    except (MemoryError, RuntimeError) as e:
+        if is_out_of_memory(e):
+            _end(say(f'{name}: error: no memory is left: give smaller batches, or end other programs', 2))
         if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
             reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
             _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
@@ -60,6 +60,12 @@ def script(main: Callable[[], None]) -> None:
         if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
             raise
         _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
+
+
+def is_out_of_memory(e: Exception) -> bool:
+    """Whether memory, of a device or of this machine, is what was missing."""
+    return isinstance(e, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(e) for words in ("can't allocate memory", 'not enough memory', 'bad_alloc'))
 
 
 def _end(status: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchnet.engine import Engine
-from torchnet.meter import AverageValueMeter, TimeMeter
+from torchnet.meter import AverageValueMeter
 from tqdm import tqdm
 
 import checkpoint
@@ -229,7 +229,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     constants = vars(opt) | process.provenance(where) | {
         'cuda': where.type == 'cuda', 'num_classes': num_classes,
         'n_parameters': utils.n_parameters(student)}
-    engine, clock, pace = Engine(), TimeMeter(unit=False), Pace()
+    engine, pace = Engine(), Pace()
+    begun = 0.0  # when training in an epoch began, by a clock that nobody sets
     meters, bar, board = Meters(topk), None, None
     if opt.tensorboard and not devices.rank():
         from torch.utils.tensorboard import SummaryWriter  # takes seconds, and a package of its own
@@ -239,13 +240,13 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         state['epoch'] = first
 
     def on_start_epoch(state: dict[str, Any]) -> None:
-        nonlocal meters, bar
+        nonlocal meters, bar, begun
         epoch = train_loader.epoch = state['epoch'] + 1
         if epoch in opt.epoch_step:
             state['optimizer'] = optimizer_from(epoch)
         meters = Meters(topk)
         bar = Progress(train_loader, f'epoch {epoch}/{opt.epochs}')
-        clock.reset()
+        begun = time.monotonic()
 
     def on_forward(state: dict[str, Any]) -> None:
         meters.add(state)
@@ -254,12 +255,12 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     def on_end_epoch(state: dict[str, Any]) -> None:
         epoch = state['epoch']
         result = {k if k.endswith('_losses') else f'train_{k}': v for k, v in meters.read().items()}
-        train_time = clock.value()
+        train_time = time.monotonic() - begun
         bar.close()
         devices.same_statistics(params)
-        clock.reset()
+        tested = time.monotonic()
         result |= {f'test_{k}': v for k, v in evaluate(h_test, test_loader, topk).items()}
-        result |= {'epoch': epoch, 'train_time': train_time, 'test_time': clock.value(),
+        result |= {'epoch': epoch, 'train_time': train_time, 'test_time': time.monotonic() - tested,
                    'images_per_second': meters.n_images / train_time,
                    'peak_memory': process.peak_memory(where),
                    'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch),
@@ -300,6 +301,11 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     except process.Diverged as e:
         raise process.Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: '
                                'try a lower --lr') from None
+    except (MemoryError, RuntimeError) as e:
+        if not process.is_out_of_memory(e):
+            raise
+        raise InputError(f'--batch_size {opt.batch_size} takes more memory than there is; {folder.last()}: '
+                         'give a smaller one, or share it among devices by --ngpu') from None
     except (KeyboardInterrupt, SystemExit):
         process.say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
                     f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
