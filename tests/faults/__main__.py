@@ -33,9 +33,9 @@ def main() -> None:
                 survived[name] += not n
                 print(f'{i + 1}: {name}{", " + what if what else ""}: ' + (f'LOST {n} EPOCHS' if n else 'ok'),
                       flush=True)
-            except AssertionError as e:
+            except Exception as e:  # what is left may be such that even reading it fails
                 again = f"--rounds 1 --seed {opt.seed + i} --only '{name}'"
-                print(f'{i + 1}: {name}: FAILED, again by {again}: {e}', flush=True)
+                print(f'{i + 1}: {name}: FAILED, again by {again}: {e!r}', flush=True)
     print('\n| fault | rounds | survived | epochs lost |\n|---|---|---|---|')
     for name in names:
         print(f'| {name} | {rounds[name]} | {survived[name]} | {lost[name]} |')

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cifar
 import imagenet
-from tests.faults.world import CIFAR, IMAGENET, Started, World, content, goes_on, one_sentence, sound
+from tests.faults.world import CIFAR, IMAGENET, Started, World, content, goes_on, one_sentence, sound, told
 from tools import export
 
 SIGNALS = {'SIGKILL': signal.SIGKILL, 'SIGTERM': signal.SIGTERM, 'Ctrl-C': signal.SIGINT}
@@ -206,7 +206,9 @@ def two_runs(world: World) -> tuple[int, str]:
     for done in ends:
         if done.status:
             assert done.status == 2, done
-            one_sentence(done, 'belongs to another run', 'another run has written', 'is gone')
+            one_sentence(done, 'belongs to another run', 'another run has written')
+    both = told(ends[0].out + ends[1].out)
+    assert len(both) == len(set(both)), f'both runs did epochs: {both}'
     lost = sound(folder, ends[0].out + ends[1].out)
     goes_on(world, folder)
     return lost, ''

@@ -173,7 +173,6 @@ def content(folder: Path) -> dict[str, bytes]:
 def sound(folder: Path, printed: str) -> int:
     """How many epochs are lost: of those that were told, not in checkpoint and log, which must be whole."""
     run = folder / 'run'
-    told = [int(line.split()[1].split('/')[0]) for line in printed.splitlines() if line.startswith('epoch ')]
     records, epoch = [], 0
     if (run / 'log.txt').exists():
         records = [json.loads(line) for line in (run / 'log.txt').read_text().splitlines()]
@@ -182,7 +181,12 @@ def sound(folder: Path, printed: str) -> int:
     epochs = [record['epoch'] for record in records]
     assert epochs == list(range(1, len(epochs) + 1)), f'the log has epochs {epochs}'
     assert epoch - len(epochs) in (0, 1), f'the log has {len(epochs)} epochs, the checkpoint {epoch}'
-    return max(0, max(told, default=0) - epoch)
+    return max(0, max(told(printed), default=0) - epoch)
+
+
+def told(printed: str) -> list[int]:
+    """Epochs of which a run has said that they are done."""
+    return [int(line.split()[1].split('/')[0]) for line in printed.splitlines() if line.startswith('epoch ')]
 
 
 def goes_on(world: World, folder: Path, script: Any = cifar, words: list[str] = CIFAR) -> Ended:
