@@ -9,10 +9,10 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 smoke test faults lint clean
+.PHONY: help demo table1 table2 table3 table4 table5 smoke test test-distributed faults lint clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1 - \2/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
 
 demo: .venv/.installed-run  ## run recipes/demo.sh: a teacher and its students in minutes on a CPU
 	$(recipe)
@@ -37,6 +37,9 @@ smoke: .venv/.installed-run  ## every row of every table for a few steps
 
 test: .venv/.installed-dev  ## run the tests, two files at once; ARGS='-k name' goes to pytest
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-fail-under=90)
+
+test-distributed: .venv/.installed-dev  ## every test of several ranks, and how far they are from one
+	@$(VENV_PYTHON) -m pytest tests/test_devices.py tests/test_elastic.py tests/test_imagenet.py -k 'rank or machines or restart or two_ranks'
 
 faults: .venv/.installed-dev  ## kill, stop, damage and starve runs, 200 times, and see that they go on
 	@$(VENV_PYTHON) -m tests.faults --rounds 200

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 import data
 import devices
 import nin
@@ -98,7 +97,7 @@ def main() -> None:
         if opt.teacher_id:
             f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
         hints = adaptors(opt, f_s, student, f_t, teacher)
-        folder = checkpoint.Folder(opt)
+        folder = training.folder_of(opt)
         student = training.resumed(folder, student, hints, device)
         utils.trainable(student)
         f_s, student = devices.parallel(f_s, student)

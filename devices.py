@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import utils
 from utils import InputError, Network, Params
 
+T = TypeVar('T')
 DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
 
 
@@ -149,19 +150,36 @@ def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def start(opt: argparse.Namespace) -> Iterator[torch.device]:
-    """The device; of several ranks this process is one, or the one that starts them and waits."""
+    """The device; of several ranks this process is one, or the one that starts them and waits.
+
+    A rank that waits for one that hangs gives up after PyTorch's time, 10 minutes on CUDA, 30 on a CPU.
+    """
     launch(opt)
     where = device(opt)
     if not is_rank():
         yield where
         return
     cuda = where.type == 'cuda'
-    dist.init_process_group('nccl' if cuda else 'gloo', device_id=where if cuda else None)
+    more: dict[str, Any] = {'device_id': where} if cuda else {}
+    if os.environ.get('GROUP_WORLD_SIZE') == '1':  # torchrun, on one machine
+        # Its store still has the addresses of the ranks before a restart, which new ones would try.
+        store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
+        more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
+    dist.init_process_group('nccl' if cuda else 'gloo', **more)
     yield where
     # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
     # waits for their end. A rank that fails does not wait for the others at all (process.script).
     time.sleep(0.2)
     dist.destroy_process_group()
+
+
+def of_first_rank(make: Callable[[], T]) -> T:
+    """What make() gives rank 0, for all: other machines may lack the files that it reads."""
+    if ranks() == 1:
+        return make()
+    found = [None if rank() else make()]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 import devices
 import images
 import nvjpeg
@@ -105,7 +104,7 @@ def main() -> None:
             with devices.first_rank_first():  # which downloads it
                 f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
         hints = adaptors(opt, f_s, student, f_t, teacher)
-        folder = checkpoint.Folder(opt)
+        folder = training.folder_of(opt)
         if opt.finetune and not folder.state:
             with devices.first_rank_first():
                 student = pretrained(opt.finetune, student)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shlex
 import signal
@@ -57,7 +58,8 @@ def script(main: Callable[[], None]) -> None:
             _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
-        if devices.ranks() == 1 or 'peer' not in str(e):  # as the ranks' library calls one another
+        # As the ranks' library says of another one that is gone, or that hangs.
+        if devices.ranks() == 1 or not re.search('peer|timed? ?out', str(e), re.IGNORECASE):
             raise
         _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
 

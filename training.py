@@ -1,6 +1,6 @@
 """One run: the torchnet Engine and its hooks, meters, checkpoint and log.
 
-    folder = checkpoint.Folder(opt)
+    folder = training.folder_of(opt)
     training.train(opt, folder, h, h_test, params, train_loader, test_loader, num_classes)
 """
 import argparse
@@ -65,11 +65,16 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
     return f, devices.to_device(params, where)
 
 
+def folder_of(opt: argparse.Namespace) -> Folder:
+    """The run's folder, which only the machine of rank 0 need have."""
+    return devices.of_first_rank(lambda: Folder(opt))
+
+
 def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device) -> Params:
     """What is trained, student and adaptors, on the device: of the checkpoint to go on from, or fresh."""
     student = fresh
     if folder.state:
-        _, student = resnet.load(folder.source)
+        student = devices.of_first_rank(lambda: resnet.load(folder.source)[1])
         if _shapes(student) != _shapes(fresh):
             raise InputError(f'{folder.source} holds a {resnet.describe(student)}: the options say another')
         saved = folder.state.get('adaptors')

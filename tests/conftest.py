@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Figures that tests measured, by record_property('measured', ...)."""
+    for report in terminalreporter.stats.get('passed', []):
+        for name, value in report.user_properties:
+            if name == 'measured':
+                terminalreporter.write_line(value)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """A test that draws from the global generator sees the same numbers alone and among others."""
