@@ -91,6 +91,8 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     except OSError as e:
         raise InputError(f'cannot read the log {path}: {e.strerror}') from None
     for line in lines:
+        if '"epoch"' not in line:  # sooner told than by an error of JSON
+            continue
         try:
             record = json.loads(line.removeprefix('json_stats: '))
         except (ValueError, RecursionError):
@@ -106,13 +108,17 @@ def dataset_of(path: Path | str) -> str | None:
     model = path / MODEL if path.is_dir() else path
     log = model.with_name(LOG)
     if log.exists() and model.name == MODEL and (epochs := read_log(log)):
-        return epochs[-1].get('dataset')
+        return _text(epochs[-1].get('dataset'))
     try:
         state = read(model)
     except InputError:  # weights in another form
         return None
     known = state.get('options') if isinstance(state, dict) else None
-    return known.get('dataset') if isinstance(known, dict) else None
+    return _text(known.get('dataset')) if isinstance(known, dict) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:

@@ -5,9 +5,9 @@
     python imagenet.py --dataset cub --dataroot ~/CUB_200_2011 --finetune torchvision:resnet18
 """
 import argparse
+import os
 import re
 import sys
-from pathlib import Path
 
 import torch
 
@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         opt = parser.parse_args(arguments)
     if not opt.imagenetpath:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
-    opt.imagenetpath = str(Path(opt.imagenetpath).expanduser())
+    opt.imagenetpath = os.path.expanduser(opt.imagenetpath)  # as it is where there is no such user
     if not opt.evaluate and not opt.save:
         losses = ''.join(f'_{name}' for name, weight in options.LOSSES.items() if getattr(opt, weight))
         opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message}\n')
+        self.exit(2, f'{self.prog}: error: {utils.one_line(message)}\n')
 
 
 def _number(kind: type, holds: Callable[[float], bool], meaning: str) -> Callable[[str], float]:
@@ -135,6 +135,8 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     `teacher` is the name of the option that gives the teacher, `n_groups` the number of groups of a network.
     """
     given = getattr(opt, teacher)
+    if opt.ngpu > 1024:  # each has a number below
+        parser.error(f'--ngpu {opt.ngpu}: no machine has so many devices')
     if opt.ngpu > 1 and opt.gpu_id == [0]:
         opt.gpu_id = list(range(opt.ngpu))
     if len(opt.gpu_id) != opt.ngpu:

@@ -22,6 +22,16 @@ Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # f(x, params, mode,
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one sentence that says why and what to do instead."""
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """A message that may quote a stranger's file: no line break or escape code, the middle of too much left out."""
+    if len(text) > 1000:
+        text = f'{text[:600]} ... {text[-300:]}'
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def full(x: Tensor) -> Tensor:
     """In float32 at least: a loss is not computed in half precision, whose squares overflow above 256."""

@@ -3,6 +3,7 @@
     for same in logs.group(logs.read(['logs/demo'])):
         print(same[0].student, same[0].method, [run.errors for run in same])
 """
+import contextlib
 import math
 import os
 import re
@@ -70,10 +71,16 @@ def read_log(log: Path) -> list[Run]:
     if not records:
         raise InputError(f'{log} holds no epoch of a run')
     for record in records:
-        if missing := [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]:
+        if missing := [name for name, kind in NEEDED.items() if not _is(record.get(name), kind)]:
             raise InputError(f'{log} is no log of a run: '
                              f'epoch {record["epoch"]} has no {", ".join(missing)}')
     return [_run(log, run) for run in split(records)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; a number, too, that a float can hold."""
+    return isinstance(value, kind) and not isinstance(value, bool) and not (
+        isinstance(value, int) and abs(value) >= 2**63)
 
 
 def split(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -109,7 +116,8 @@ def _run(log: Path, records: list[dict[str, Any]]) -> Run:
         length=str(epoch) if epoch == last['epochs'] else f'{epoch} of {last["epochs"]}',
         settings=_settings(last), seed=last.get('seed'), n_parameters=last['n_parameters'],
         errors={epoch: 100 - record['test_acc'] for epoch, record in known.items()},
-        top5={epoch: 100 - record['test_acc5'] for epoch, record in known.items() if 'test_acc5' in record},
+        top5={epoch: 100 - record['test_acc5'] for epoch, record in known.items()
+              if _is(record.get('test_acc5'), int | float)},
         times={record['epoch']: record['train_time'] for record in records}, losses=_losses(records))
 
 
@@ -128,7 +136,7 @@ def _settings(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is(value, int | float):
         return f'{value:g}'
     # The published code logs the list epoch_step as text, without spaces.
     return 'all' if value is None else str(value).replace(' ', '')
@@ -138,14 +146,15 @@ def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, floa
     found: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
         for name, term in TITLES.items():
-            values = record.get(f'{name}_losses') or []
+            values, groups = ([] if not isinstance(v, list) else v
+                              for v in (record.get(f'{name}_losses'), record.get('at_groups')))
             if options.LOSSES[name] in options.GROUP_LOSSES:
-                parts = [f'group {g}' for g in record.get('at_groups') or range(len(values))]
+                parts = [f'group {g}' for g in groups or range(len(values))]
             else:
                 parts = ['gradients', 'outputs'] if len(values) == 2 else ['']
             for part, value in zip(parts, values, strict=False):
                 mean = value[0] if isinstance(value, list) and value else None
-                if isinstance(mean, int | float) and math.isfinite(mean):  # without a teacher it is NaN
+                if _is(mean, int | float) and math.isfinite(mean):  # without a teacher it is NaN
                     found.setdefault(term, {}).setdefault(part, {})[record['epoch']] = mean
     return found
 
@@ -179,10 +188,11 @@ def _teacher(log: Path, record: dict[str, Any]) -> str:
     moved = [log.parent / os.path.relpath(place, saved) for place in places if saved]
     for place in [*moved, *places]:
         found = place / checkpoint.LOG
-        if found.is_file():
-            for other in reversed(checkpoint.read_log(found)):
-                if all(isinstance(other.get(name), NEEDED[name]) for name in ('depth', 'width')):
-                    return _network(other)
+        with contextlib.suppress(OSError, ValueError):  # no name of a file
+            if found.is_file():
+                for other in reversed(checkpoint.read_log(found)):
+                    if all(_is(other.get(name), NEEDED[name]) for name in ('depth', 'width')):
+                        return _network(other)
     return path.name
 
 

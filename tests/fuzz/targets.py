@@ -1,0 +1,4 @@
+"""All targets."""
+from tests.fuzz import texts
+
+TARGETS = [*texts.TARGETS]
