@@ -11,6 +11,8 @@ import io
 import json
 import math
 import os
+import pickletools
+import re
 import socket
 import sys
 import warnings
@@ -23,6 +25,12 @@ import torch
 from utils import InputError
 
 MODEL, LOG, LOCK = 'model.pt7', 'log.txt', '.lock'
+MAX_OPCODES = 1_000_000  # of a pickle: some 30 for a tensor, and a byte in it can become 100 of memory
+HARMLESS = re.compile(  # what a pickle of tensors and plain values names
+    r'collections (OrderedDict|Counter)|(__builtin__|builtins) (set|complex)|'
+    r'torch(\.cuda)? \w+Storage|torch (Size|device|bool|[a-z]+\d+)|torch\.nn\.parameter Parameter|'
+    r'torch\._utils _rebuild_(tensor|tensor_v2|parameter|sparse_tensor|meta_tensor_no_storage)|'
+    r'torch\.serialization _get_layout')
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -60,11 +68,7 @@ def read(path: Path | str) -> Any:
     Checksums are compared first: torch.load takes a flipped bit in a tensor for another number.
     """
     try:
-        if zipfile.is_zipfile(path):  # of torch 1.6 and later
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
-                                     'bring back a copy')
+        _check(Path(path))
         with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as e:
@@ -74,6 +78,41 @@ def read(path: Path | str) -> Any:
     except Exception:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
         raise InputError(f'{path} is no whole file of weights: it is truncated, or holds more than tensors '
                          'and plain values, which is refused because loading it could run code') from None
+
+
+def _check(path: Path) -> None:
+    """InputError where torch.load would take a flipped bit for a number, or memory that the file does not fill."""
+    size, content = path.stat().st_size, path.read_bytes()
+    if content.startswith(b'PK\3\4'):  # of torch 1.6 and later
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > size:  # torch.save does not compress
+                raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, bring back a copy')
+            if damaged := archive.testzip():
+                raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
+                                 'bring back a copy')
+            for entry in entries:
+                if entry.filename.lower().endswith('data.pkl'):
+                    _check_pickle(io.BytesIO(archive.read(entry)), size)
+    else:
+        stream = io.BytesIO(content)
+        for _ in range(5):  # a mark, versions of the format and of types, the value, names of its storages
+            _check_pickle(stream, size)
+
+
+def _check_pickle(stream: io.BytesIO, size: int) -> None:
+    """ValueError unless a pickle, up to its end, holds what is needed for tensors and plain values.
+
+    torch.load runs no other code, but what it calls can take any memory: bytearray, Tensor, encode, ...
+    """
+    number = None
+    for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if i == MAX_OPCODES or opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(argument):
+            raise ValueError
+        if opcode.name == 'BINPERSID' and number is not None and number > size:  # elements of a storage
+            raise ValueError
+        if opcode.name in ('BININT', 'BININT1', 'BININT2', 'LONG1'):
+            number = argument
 
 
 def student(params: dict[str, Any]) -> dict[str, Any]:

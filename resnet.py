@@ -222,7 +222,7 @@ def _find(params: Params, source: str) -> Found:
 
     def output(name: str) -> int:
         t = params.get(name, params.get(name + '.weight'))
-        if t is None or not t.dim():
+        if t is None or not t.dim() or not t.numel():
             raise InputError(f'{source} looks like a {family} but lacks {name}')
         return t.shape[0]
 
@@ -278,4 +278,6 @@ def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
                     f, expected = folded.post_activation(blocks), fold(expected)
     except InputError as e:
         raise InputError(f'{source} holds no network of this project: {e}') from None
+    except RuntimeError:  # more numbers than torch can count
+        raise InputError(f'{source} holds no network of this project: none is of width {width:g}') from None
     return f, expected

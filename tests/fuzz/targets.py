@@ -1,4 +1,4 @@
 """All targets."""
-from tests.fuzz import texts
+from tests.fuzz import tensors, texts
 
-TARGETS = [*texts.TARGETS]
+TARGETS = [*texts.TARGETS, *tensors.TARGETS]
