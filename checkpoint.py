@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from utils import InputError
+from utils import InputError, one_line
 
 MODEL, LOG, LOCK = 'model.pt7', 'log.txt', '.lock'
 MAX_OPCODES = 1_000_000  # of a pickle: some 30 for a tensor, and a byte in it can become 100 of memory
@@ -174,6 +175,26 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is of numbers, strings, lists and dictionaries as a line of the log has them.
+
+    A few bytes of a stranger's pickle nest lists without end, or double them 40 times over.
+    """
+    level = [value]
+    for _ in range(10):
+        if len(level) > 100_000 or not all(
+                v is None or isinstance(v, bool | int | float | str | list | tuple | dict) for v in level):
+            return False
+        inner = [v for v in level if isinstance(v, list | tuple | dict)]
+        if not inner:
+            return True
+        if not all(isinstance(key, str) for v in inner if isinstance(v, dict) for key in v):
+            return False
+        parts = (part for v in inner for part in (v.values() if isinstance(v, dict) else v))
+        level = list(itertools.islice(parts, 100_001))
+    return False
+
+
 # --- the folder of a run ---------------------------------------------------------------------------------
 
 
@@ -204,7 +225,10 @@ class Folder:
             return
         self.state = read(self.source)
         kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict, 'record': dict}
-        if not isinstance(self.state, dict) or any(type(self.state.get(k)) is not kinds[k] for k in kinds):
+        if not isinstance(self.state, dict) or any(
+                type(self.state.get(k)) is not kinds[k] for k in kinds) or not all(
+                is_plain(self.state[k]) for k in ('options', 'record')) or not (
+                0 < self.state['epoch'] < 2**31 and self.state['record'].get('epoch') == self.state['epoch']):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
                              'published code can teach, and be evaluated by --evaluate')
         self._compare(opt, self.state['options'])
@@ -226,7 +250,7 @@ class Folder:
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in ('save', 'teacher', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
                             'ngpu', 'nthread', 'max_hours', 'tensorboard'):
-                print(f'note: the run goes on with --{name} {value}; it began with {before[name]}',
+                print('note: ' + one_line(f'the run goes on with --{name} {value}; it began with {before[name]}'),
                       file=sys.stderr)
 
     def _found(self) -> list[tuple[int, int] | None]:

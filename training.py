@@ -75,18 +75,18 @@ def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device
     student = fresh
     if folder.state:
         student = devices.of_first_rank(lambda: resnet.load(folder.source)[1])
-        if _shapes(student) != _shapes(fresh):
+        if _kinds(student) != _kinds(fresh):
             raise InputError(f'{folder.source} holds a {resnet.describe(student)}: the options say another')
         saved = folder.state.get('adaptors')
-        if adaptors and not (isinstance(saved, dict) and _shapes(saved) == _shapes(adaptors)):
+        if adaptors and not (isinstance(saved, dict) and _kinds(saved) == _kinds(adaptors)):
             raise InputError(f'{folder.source} lacks the adaptors that --hint_beta goes on training: give '
                              'the options and the teacher of the run, or begin a new one by another --save')
-        adaptors = {name: saved[name] for name in adaptors}
+        adaptors = {name: saved[name].detach().contiguous() for name in adaptors}
     return devices.to_device(student | adaptors, where)
 
 
-def _shapes(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: getattr(t, 'shape', None) for name, t in params.items()}
+def _kinds(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.device) for name, t in params.items()}
 
 
 # --- epochs ----------------------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ def restore(optimizer: torch.optim.SGD, saved: dict[str, Any]) -> None:
     buffers = [state['momentum_buffer'] for state in optimizer.state.values()]
     try:
         momenta = [saved['state'][i]['momentum_buffer'] for i in range(len(buffers))]
-        if any(m.shape != b.shape for m, b in zip(momenta, buffers, strict=True)):
+        if any(m.shape != b.shape or m.is_complex() for m, b in zip(momenta, buffers, strict=True)):
             raise ValueError
         for buffer, momentum in zip(buffers, momenta, strict=True):
             buffer.copy_(momentum)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
         raise InputError('the momentum in the checkpoint to go on from does not fit its network') from None
 
 

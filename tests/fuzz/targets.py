@@ -1,4 +1,4 @@
 """All targets."""
-from tests.fuzz import tensors, texts
+from tests.fuzz import runs, tensors, texts
 
-TARGETS = [*texts.TARGETS, *tensors.TARGETS]
+TARGETS = [*texts.TARGETS, *tensors.TARGETS, *runs.TARGETS]

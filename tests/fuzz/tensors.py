@@ -180,6 +180,10 @@ def opcodes(value: Any) -> bytes:
     return b'}(' + b''.join(opcodes(k) + opcodes(v) for k, v in value.items()) + b'u'
 
 
+# Lists each of which holds the one before it twice.
+LAUGHS = Raw(b'(]q\0' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(40)) + b't')
+
+
 def storage(n: int, kind: str = 'FloatStorage', key: str = '0', place: str = 'cpu') -> Raw:
     return Raw(opcodes(('storage', named(f'torch.{kind}'), key, place, n)) + b'Q')
 
@@ -240,8 +244,6 @@ def craft_torch() -> dict[str, bytes]:
     hexed = called('_codecs.encode', 'x' * 1000, 'latin1')
     for _ in range(18):
         hexed = called('_codecs.encode', hexed, 'hex')
-    laughs = b']q\x00' + b''.join(b'](' + b'h' + bytes([i]) + b'h' + bytes([i]) + b'eq' + bytes([i + 1])
-                                  for i in range(40))
     values = code | {
         'view_2_60': tensor((2**60,), (0,)), 'view_2_64': tensor((2**32, 2**32), (0, 0)),
         'view_2_65': tensor((2**32, 2**33), (0, 0)), 'view_no_elements': tensor((2**62, 0, 2**62), (0, 0, 0)),
@@ -269,7 +271,7 @@ def craft_torch() -> dict[str, bytes]:
         'nested_parameter': called('torch._utils._rebuild_parameter', tensor((2**60,), (0,)), True,
                                    called('collections.OrderedDict')), 'string': 'x' * 100_000,
         'half': tensor(kind='HalfStorage', n=12), 'complex': tensor(kind='ComplexFloatStorage', n=3),
-        'counter': called('collections.Counter', 'x' * 1000), 'laughs': Raw(laughs)}
+        'counter': called('collections.Counter', 'x' * 1000), 'laughs': LAUGHS}
     found = {name: saved({'x': value}) for name, value in values.items()}
     found |= {f'legacy_{name}': legacy({'x': value}) for name, value in values.items()
               if name.startswith(('code_os', 'view', 'offset', 'storage', 'byte'))}
