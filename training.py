@@ -86,7 +86,7 @@ def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device
 
 
 def _kinds(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.device) for name, t in params.items()}
+    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta) for name, t in params.items()}
 
 
 # --- epochs ----------------------------------------------------------------------------------------------
@@ -170,6 +170,8 @@ def restore(optimizer: torch.optim.SGD, saved: dict[str, Any]) -> None:
     """Momentum from a saved state_dict, checked: the fused step would read past a buffer of another shape."""
     buffers = [state['momentum_buffer'] for state in optimizer.state.values()]
     try:
+        if not all(isinstance(state, dict) for state in saved['state'].values()):
+            raise TypeError
         momenta = [saved['state'][i]['momentum_buffer'] for i in range(len(buffers))]
         if any(m.shape != b.shape or m.is_complex() for m, b in zip(momenta, buffers, strict=True)):
             raise ValueError

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from utils import InputError
 
-HANGS, SLOW = 60, 10  # seconds: on the clock without an end, and of computing
+HANGS, SLOW = 20, 10  # seconds: on the clock without an end, and of computing
 BATCH = 250  # cases in a child
 SLACK = 512 << 20  # addresses that are taken without memory behind them
 LONGEST = 10_000  # characters of a sentence, those that do not print escaped

@@ -1,4 +1,4 @@
 """All targets."""
-from tests.fuzz import runs, tensors, texts
+from tests.fuzz import pictures, runs, tensors, texts
 
-TARGETS = [*texts.TARGETS, *tensors.TARGETS, *runs.TARGETS]
+TARGETS = [*texts.TARGETS, *tensors.TARGETS, *runs.TARGETS, *pictures.TARGETS]
