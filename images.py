@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import signal
 import sys
 import threading
@@ -31,6 +32,9 @@ SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of w
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
 SCALE, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # of a window's area in the image, and of its width to its height
 MAX_PIXELS = 64_000_000
+MAX_PIXELS_PER_BYTE = 100  # from 4,000,000 pixels; a photograph has 1 to 20, JPEG's densest 60
+MAX_SIDE = 65_535  # JPEG's; PIL takes memory for each row
+MAX_SCANS = 200  # of a JPEG, which is gone through for each; common are 1 to 12
 TRIES = 100  # damaged images in a row, after which the fault lies elsewhere
 CROPS = ('resized', 'random', 'center')
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM')  # for others PIL may start programs
@@ -53,6 +57,12 @@ def decode(content: bytes) -> Tensor:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Damaged(f'its {width}x{height} pixels are more than {MAX_PIXELS:,}')
+            if max(width, height) > MAX_SIDE:
+                raise Damaged(f'its {width}x{height} pixels are too long and thin')
+            if width * height > max(4_000_000, MAX_PIXELS_PER_BYTE * len(content)):
+                raise Damaged(f'its {width}x{height} pixels are too many for {len(content):,} bytes')
+            if image.format in ('JPEG', 'MPO') and content.count(b'\xff\xda') > MAX_SCANS:
+                raise Damaged(f'it has more than {MAX_SCANS} scans')
             if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
                 with contextlib.suppress(RuntimeError):  # what this refuses PIL may take, or has words for
                     jpeg = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -158,6 +168,10 @@ class Reader(Dataset):
             return e  # raised here, it would bring the traceback of a worker
 
     def batch(self, epoch: int, index: Tensor) -> Batch:
+        with quiet():
+            return self._batch(epoch, index)
+
+    def _batch(self, epoch: int, index: Tensor) -> Batch:
         x = shared((len(index), SIZE, SIZE, 3), len(index))
         taken: list[int] = []
         n_damaged, n = 0, len(self.split.paths)
@@ -192,6 +206,23 @@ class Reader(Dataset):
         if self.split.boxes is not None:
             image = cut_box(image, self.split.boxes[i])
         return crop(image, self.kind, rng)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without stderr, on which libjpeg and libtiff, past Python, comment on each damaged image."""
+    try:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def shared(shape: tuple[int, ...], n: int) -> Tensor:

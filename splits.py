@@ -2,6 +2,7 @@
 
     train_set, test_set = splits.load('cub', 'CUB_200_2011')
 """
+import errno
 import os
 import re
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ LAYOUTS = {
     'folder': 'train/<class>/* and val/<class>/* (or test/<class>/*)',
 }
 DATASETS = tuple(LAYOUTS)
-PATH = r'((?!\.\.?/)[^/]+/(?!\.\.?$)[^/]+)'  # in a list: <class>/<file>, never upwards
+PATH = r'((?!\.\.?/)[^/\0]+/(?!\.\.?$)[^/\0]+)'  # in a list: <class>/<file>, never upwards
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
@@ -76,9 +77,10 @@ def classes_of(folder: str) -> Split:
 
 
 def _scan(folder: str) -> list[os.DirEntry]:
-    """What is in a folder, but for hidden files."""
+    """What is in a folder, but for hidden files, and for pipes and devices, whose reading may never end."""
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith('.')]
+        return [entry for entry in entries if not entry.name.startswith('.') and (
+            entry.is_file() or entry.is_dir() or not os.path.exists(entry.path))]  # a link to nothing is damage
 
 
 def _same(classes: list[str], others: list[str], where: str) -> None:
@@ -91,7 +93,7 @@ def _cub(root: str) -> tuple[Split, Split]:
     inner = os.path.join(root, 'CUB_200_2011')
     if os.path.isdir(inner) and not os.path.exists(os.path.join(root, 'images.txt')):
         root = inner
-    number, real = '([0-9]+)', r'(-?[0-9]+(?:\.[0-9]*)?)'
+    number, real = '([0-9]{1,9})', r'(-?[0-9]{1,9}(?:\.[0-9]{0,20})?)'
     images, numbers, is_train, boxes = tables = [
         _table(os.path.join(root, f'{name}.txt'), f'{number} +{fields}', form) for name, fields, form in (
             ('images', PATH, '<id> <class>/<file>'), ('image_class_labels', number, '<id> <class>'),
@@ -125,6 +127,8 @@ def _scenes(root: str) -> tuple[Split, Split]:
 def _table(path: str, pattern: str, form: str) -> dict[str, tuple[str, ...]]:
     """The fields of each line of a list, by the first of them."""
     table = {}
+    if not os.path.isfile(path):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with open(path, encoding='utf-8', errors='surrogateescape') as file:
         for number, line in enumerate(map(str.strip, file), 1):
             match = re.fullmatch(pattern, line)

@@ -42,7 +42,7 @@ def main() -> int:
         for done, (case, problem) in enumerate(
                 sandbox.run(target, lambda case, t=target, c=crafted: case_of(t, c, opt.seed, case), cases), 1):
             if problem:
-                path = opt.found / target.name / (case if isinstance(case, str) else f'{opt.seed}-{case}')
+                path = opt.found / target.name / (case[:80] if isinstance(case, str) else f'{opt.seed}-{case}')
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(case_of(target, crafted, opt.seed, case))
                 found[path] = problem

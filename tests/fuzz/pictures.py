@@ -112,10 +112,10 @@ def craft_image() -> dict[str, bytes]:
         'png_texts': png(3, 3, bytes(30), more=chunk(b'zTXt', b'x\0\0' + zlib.compress(bytes(10**6))) * 100),
         'png_profile': png(3, 3, bytes(30), more=chunk(b'iCCP', b'x\0\0' + zlib.compress(bytes(10**8)))),
         'png_pixels': png(3, 3, bytes(10**8)), 'png_chunk': png(3, 3)[:33] + b'\xff\xff\xff\xffIDAT',
-        'scans': slow[:start] + slow[start:-2] * 2000 + b'\xff\xd9', 'empty': b'', 'text': b'no image', 'eps':
+        'scans': resized(slow[:start] + slow[start:-2] * 1000 + b'\xff\xd9', 2000, 2000), 'empty': b'', 'text': b'no image', 'eps':
         b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(../canary) (w) file\n', 'fits': b'SIMPLE  =  T',
         'svg': b'<svg xmlns="http://www.w3.org/2000/svg"><image href="../pipe"/></svg>', 'truncated': jpeg[:-30],
-        'markers': jpeg[:2] + b'\xff\xe1\xff\xff' + bytes(65_533) + jpeg[2:], 'fills': jpeg[:2] + b'\xff' * 10**6 + jpeg[2:],
+        'markers': jpeg[:2] + b'\xff\xe1\xff\xff' + bytes(65_533) + jpeg[2:], 'fills': jpeg[:2] + b'\xff' * 10**5 + jpeg[2:],
         'tiff_loop': b'II*\0\x08\0\0\0' + b'\0\0' + b'\x08\0\0\0', 'tiff_count': tiff(273, 4, 2**32 - 1),
         'tiff_strips': tiff(278, 4, 2**31), 'tiff_size': tiff(256, 1, 2**32 - 1), 'tiff_tag': tiff(700, 1, 2**32 - 1),
         'tiff_many': b'II*\0\x08\0\0\0\xff\xff' + bytes(12 * 65_535), 'mpo': jpeg[:2] + b'\xff\xe2' + struct.pack(
@@ -170,7 +170,8 @@ def run_folder(case: bytes, folder: Path) -> None:
         for name in FILES[dataset]:  # none is missing, else it would be downloaded
             if not (root / name).exists():
                 build(root, name, 'file', 'x')
-        data.load('CIFAR10', str(root), CPU)
+        if all((root / name).exists() for name in FILES[dataset]):
+            data.load('CIFAR10', str(root), CPU)
         return
     for split in splits.load(dataset, str(root)):
         for i in range(len(split.paths)):
@@ -182,7 +183,7 @@ def run_folder(case: bytes, folder: Path) -> None:
 def build(root: Path, name: str, kind: str, content: str) -> None:
     """Make what a case describes, within its folder; what no file system takes is left out."""
     path = os.path.normpath(os.path.join(root, name.replace('\0', '')))
-    if not path.startswith(f'{root}/'):
+    if not path.startswith(f'{root}/') or os.path.realpath(path) != path:  # beyond a link
         return
     raw = content.encode('utf-8', 'surrogatepass') if kind == 'text' else content.encode('latin1', 'replace')
     try:
@@ -277,4 +278,4 @@ def draw_folder(rng: Random) -> bytes:
     return described(dataset, entries)
 
 
-TARGETS = [Target('image', craft_image, draw_image, run_image), Target('folder', craft_folder, draw_folder, run_folder)]
+TARGETS = [Target('image', craft_image, draw_image, run_image, factor=12 * images.MAX_PIXELS_PER_BYTE), Target('folder', craft_folder, draw_folder, run_folder)]

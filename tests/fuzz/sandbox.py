@@ -201,12 +201,13 @@ class Watch:
             return
         if event.startswith(FORBIDDEN):
             self.seen.append(f'{event}{values!r:.200}')
-        elif event == 'open' and not isinstance(values[0], int):
-            path = os.path.realpath(os.fsdecode(values[0]))
+        elif event == 'open' and not isinstance(values[0], int) and values[0] != os.devnull:
             writes = values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) if values[2] else False
+            # A link in a folder of images is its owner's way to put images there.
+            path = (os.path.realpath if writes else os.path.abspath)(os.fsdecode(values[0]))
             if not path.startswith(self.inner) and (writes or not path.startswith(self.readable)):
                 self.seen.append(f'{"write to" if writes else "open"} {path}')
         elif event.startswith(CHANGES):
             paths = [os.path.realpath(os.fsdecode(v)) for v in values if isinstance(v, str | bytes)]
-            if any(not path.startswith(self.inner) for path in paths[:2]):
+            if any(not path.startswith(self.inner) for path in paths[event == 'os.symlink':2]):
                 self.seen.append(f'{event}{values!r:.200}')
