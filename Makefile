@@ -9,7 +9,7 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 smoke test test-distributed faults lint clean
+.PHONY: help demo table1 table2 table3 table4 table5 smoke test test-distributed faults fuzz lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -43,6 +43,9 @@ test-distributed: .venv/.installed-dev  ## every test of several ranks, and how 
 
 faults: .venv/.installed-dev  ## kill, stop, damage and starve runs, 200 times, and see that they go on
 	@$(VENV_PYTHON) -m tests.faults --rounds 200
+
+fuzz: .venv/.installed-dev  ## feed the readers 20,000 hostile and broken files; ARGS='--seed 2'
+	@$(VENV_PYTHON) -m tests.fuzz --cases 20000 $(ARGS)
 
 lint: .venv/.installed-dev  ## run ruff on the sources, mypy on the modules
 	@$(VENV_PYTHON) -m ruff check .

@@ -82,13 +82,14 @@ def read(path: Path | str) -> Any:
 
 
 def _check(path: Path) -> None:
-    """InputError where torch.load would take a flipped bit for a number, or memory that the file does not fill."""
+    """InputError where torch.load would take a flipped bit for a number, or memory beyond the file's size."""
     size, content = path.stat().st_size, path.read_bytes()
     if content.startswith(b'PK\3\4'):  # of torch 1.6 and later
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:  # torch.save does not compress
-                raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, bring back a copy')
+                raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, bring back '
+                                 'a copy')
             if damaged := archive.testzip():
                 raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
                                  'bring back a copy')
@@ -250,7 +251,7 @@ class Folder:
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in ('save', 'teacher', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
                             'ngpu', 'nthread', 'max_hours', 'tensorboard'):
-                print('note: ' + one_line(f'the run goes on with --{name} {value}; it began with {before[name]}'),
+                print(one_line(f'note: the run goes on with --{name} {value}; it began with {before[name]}'),
                       file=sys.stderr)
 
     def _found(self) -> list[tuple[int, int] | None]:

@@ -86,7 +86,8 @@ def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device
 
 
 def _kinds(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta) for name, t in params.items()}
+    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta)
+            for name, t in params.items()}
 
 
 # --- epochs ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class InputError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """A message that may quote a stranger's file: no line break, no escape code, the middle of much left out."""
+    """A message that may quote a stranger's file: in one line, without the middle if it is long."""
     if len(text) > 1000:
         text = f'{text[:600]} ... {text[-300:]}'
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -8,8 +8,8 @@ from random import Random
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: children of a process with threads are forked
 
-from tests.fuzz import sandbox  # noqa: E402
-from tests.fuzz.targets import TARGETS  # noqa: E402
+from tests.fuzz import sandbox
+from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).resolve().parent.parent / 'corpus'
 
@@ -40,9 +40,11 @@ def main() -> int:
         n = max(-(-opt.cases // len(targets)), len(crafted))
         cases, found = [*crafted, *range(n - len(crafted))], {}
         for done, (case, problem) in enumerate(
-                sandbox.run(target, lambda case, t=target, c=crafted: case_of(t, c, opt.seed, case), cases), 1):
+                sandbox.run(target, lambda case, t=target, c=crafted: case_of(t, c, opt.seed, case), cases),
+                1):
             if problem:
-                path = opt.found / target.name / (case[:80] if isinstance(case, str) else f'{opt.seed}-{case}')
+                path = opt.found / target.name / (case[:80] if isinstance(case,
+                    str) else f'{opt.seed}-{case}')
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(case_of(target, crafted, opt.seed, case))
                 found[path] = problem

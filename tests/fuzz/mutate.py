@@ -7,15 +7,19 @@ from typing import Any
 INTS = (-1, 0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**60, 2**62, 2**63 - 1, 2**63,
         2**64 - 1, -2**31, -2**63, 10**400)
 FLOATS = (0.0, -0.0, -1.5, 0.1, 1e-320, 1e300, float('inf'), float('-inf'), float('nan'))
-TEXTS = ('', ' ', '..', '../..', '/', '/etc/passwd', '../pipe', 'a' * 300, 'x' * 5000, 'new\nline', '\0', '\x1b[31m',
-         '\u2028', '\u202e', 'ü', '\ud800', '٣', '1' * 5000, '1e400', 'nan', '%s', '{0}', '$(touch ../canary)',
-         '`touch ../canary`', '__class__', '-', '--', '~', '~nobody_of_this_name', 'CON', '"', "'", '\\', '[', '[1,', '{}')
+TEXTS = ('', ' ', '..', '../..', '/', '/etc/passwd', '../pipe', 'a' * 300, 'x' * 5000, 'new\nline', '\0',
+    '\x1b[31m',
+         '\u2028', '\u202e', 'ü', '\ud800', '٣', '1' * 5000, '1e400', 'nan', '%s', '{0}',
+         '$(touch ../canary)',
+         '`touch ../canary`', '__class__', '-', '--', '~', '~nobody_of_this_name', 'CON', '"', "'", '\\',
+         '[', '[1,', '{}')
 
 
 def scalar(rng: Random) -> Any:
     """A value without parts."""
     kind = rng.randrange(6)
-    return (rng.choice(INTS) if kind < 2 else rng.choice(FLOATS) if kind == 2 else rng.choice(TEXTS) if kind < 5
+    return (
+        rng.choice(INTS) if kind < 2 else rng.choice(FLOATS) if kind == 2 else rng.choice(TEXTS) if kind < 5
             else rng.choice((None, True, False)))
 
 

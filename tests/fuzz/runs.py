@@ -15,9 +15,9 @@ import data
 import resnet
 import training
 import utils
-from tests.fuzz import mutate, tensors
+from tests.fuzz import mutate, pickles, tensors
+from tests.fuzz.pickles import Raw, called, named, tensor
 from tests.fuzz.sandbox import Target
-from tests.fuzz.tensors import Raw, called, named, tensor
 from utils import InputError
 
 CPU = torch.device('cpu')
@@ -88,14 +88,15 @@ def state() -> dict[str, Any]:
     """A checkpoint after the first epoch."""
     trained = [name for name in shapes() if not utils.is_statistic(name)]
     return {'params': {name: zeros(shape) for name, shape in shapes().items()}, 'adaptors': {}, 'epoch': 1,
-            'optimizer': {'state': {i: {'momentum_buffer': zeros(shapes()[name])} for i, name in enumerate(trained)},
+            'optimizer': {'state': {i: {'momentum_buffer': zeros(shapes()[name])} for i,
+            name in enumerate(trained)},
                           'param_groups': [{'lr': 0.1, 'params': list(range(len(trained)))}]},
             'options': vars(options()) | {'num_classes': CLASSES},
             'record': {'epoch': 1, 'test_acc': 50.0, 'at_losses': [[1.0, 0.1]], 'dataset': 'shapes'}}
 
 
 def saved(value: dict[str, Any]) -> bytes:
-    return tensors.saved(value, storages={'0': bytes(4 * LARGEST)})
+    return pickles.saved(value, storages={'0': bytes(4 * LARGEST)})
 
 
 def changed(**fields: Any) -> bytes:
@@ -109,19 +110,25 @@ def changed(**fields: Any) -> bytes:
 def craft_checkpoint() -> dict[str, bytes]:
     nested = Raw(b']' * 20_000 + b'a' * 19_999)
     within = Raw(b']q\x63h\x63a')  # a list that holds itself
-    odd = {'laughs': tensors.LAUGHS, 'nested': nested, 'within': within, 'tensor': tensor(), 'view': tensor((2**20, 2**20), (0, 0)),
-           'type': named('torch.float32'), 'set': called('builtins.set', [1]), 'big': 2**2000, 'nan': float('nan'),
-           'keys': {1: 2, None: 3, (1, 2): 4}, 'text': 'x' * 10_000, 'lines': 'a\nb\x1b[2J', 'tuple': (1, 2), 'none': None,
+    odd = {'laughs': pickles.LAUGHS, 'nested': nested, 'within': within, 'tensor': tensor(),
+        'view': tensor((2**20, 2**20), (0, 0)),
+           'type': named('torch.float32'), 'set': called('builtins.set', [1]), 'big': 2**2000,
+           'nan': float('nan'),
+           'keys': {1: 2, None: 3, (1, 2): 4}, 'text': 'x' * 10_000, 'lines': 'a\nb\x1b[2J', 'tuple': (1, 2),
+           'none': None,
            'list': [1] * 10_000, 'surrogate': '\ud800', 'device': called('torch.device', 'cpu')}
     found = {'sound': saved(state())}
     for name, value in odd.items():
-        found |= {f'option_{name}': changed(options={'lr': value}), f'record_{name}': changed(record={'x': value}),
+        found |= {f'option_{name}': changed(options={'lr': value}),
+            f'record_{name}': changed(record={'x': value}),
                   f'depth_{name}': changed(options={'depth': value}), f'dataset_{name}': changed(
                       options={'dataset': value}), f'options_{name}': changed(options={'x': value}),
-                  f'momentum_{name}': momentum(value), f'adaptor_{name}': changed(adaptors={'adaptor.0': value}),
-                  f'epoch_{name}': changed(epoch=value), f'record_epoch_{name}': changed(record={'epoch': value}),
+                  f'momentum_{name}': momentum(value),
+                  f'adaptor_{name}': changed(adaptors={'adaptor.0': value}),
+                  f'epoch_{name}': changed(epoch=value),
+                  f'record_epoch_{name}': changed(record={'epoch': value}),
                   f'optimizer_{name}': saved(state() | {'optimizer': {'state': value}}),
-                  f'params_{name}': saved(state() | {'params': value}), f'whole_{name}': tensors.saved(value)}
+                  f'params_{name}': saved(state() | {'params': value}), f'whole_{name}': pickles.saved(value)}
     for epoch in (0, -1, -5, True, 1.0, 2, 3, 4, 2**31, 2**62, 2**1000, '1'):
         found[f'epoch_{str(epoch)[:20]}'] = changed(epoch=epoch)
         found[f'both_epochs_{str(epoch)[:20]}'] = changed(epoch=epoch, record={'epoch': epoch})
@@ -130,14 +137,17 @@ def craft_checkpoint() -> dict[str, bytes]:
             (1, 1, 1, 1), (1, 1, 1, 1), 3, kind='DoubleStorage'), 'view': tensor((1, 1, 1, 1), (0, 0, 0, 0)),
         'bool': tensor((1, 1, 1, 1), (1, 1, 1, 1), 24, kind='BoolStorage'), 'fine': zeros((1, 1, 1, 1)),
         'meta': called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'), (1, 1, 1, 1),
-                       (1, 1, 1, 1), False), 'parameter': called('torch._utils._rebuild_parameter', zeros((1, 1, 1, 1)),
+                       (1, 1, 1, 1), False), 'parameter': called('torch._utils._rebuild_parameter',
+                       zeros((1, 1, 1, 1)),
                                                                  True, called('collections.OrderedDict'))}
     shape = next(iter(shapes().values()))
     for name, value in kinds.items():
-        found[f'adaptor_kind_{name}'] = changed(adaptors={'adaptor.0': value}, optimizer=with_momentum(value, last=True))
+        found[f'adaptor_kind_{name}'] = changed(adaptors={'adaptor.0': value},
+            optimizer=with_momentum(value, last=True))
     for kind in ('ComplexFloat', 'Long', 'Bool', 'Double'):
         found[f'momentum_kind_{kind}'] = momentum(tensor(shape, (0,) * len(shape), 10, kind=f'{kind}Storage'))
-    found['momentum_meta'] = momentum(called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'),
+    found['momentum_meta'] = momentum(called('torch._utils._rebuild_meta_tensor_no_storage',
+        named('torch.float32'),
                                              shape, (1,) * len(shape), False))
     found |= {'states_list': saved(state() | {'optimizer': {'state': []}}), 'states_few': saved(
         state() | {'optimizer': {'state': [{}]}}), 'students': saved(state() | {'params': {
@@ -164,13 +174,13 @@ def sound() -> bytes:
 
 def draw_checkpoint(rng: Random) -> bytes:
     if rng.random() < 0.2:
-        return tensors.again(rng.choice((saved(state()), sound())), rng)
+        return pickles.again(rng.choice((saved(state()), sound())), rng)
     whole = dict(state())
     for name in rng.sample(list(whole), rng.choice((1, 1, 1, 2))):
         if isinstance(whole[name], dict) and whole[name] and rng.random() < 0.8:
-            whole[name] = mutate.changed(rng, whole[name], tensors.draw_value)
+            whole[name] = mutate.changed(rng, whole[name], pickles.draw_value)
         else:
-            whole[name] = tensors.draw_value(rng)
+            whole[name] = pickles.draw_value(rng)
     return saved(whole)
 
 

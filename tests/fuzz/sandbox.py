@@ -28,7 +28,8 @@ LONGEST = 10_000  # characters of a sentence, those that do not print escaped
 # What a reader has no reason to do.
 FORBIDDEN = ('os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.startfile', 'pty.spawn',
              'subprocess.Popen', 'socket.', 'ctypes.dlopen', 'webbrowser.')
-CHANGES = ('os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.link', 'os.symlink', 'os.truncate', 'os.chmod',
+CHANGES = ('os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.link', 'os.symlink', 'os.truncate',
+    'os.chmod',
            'os.chown', 'shutil.')
 
 
@@ -86,7 +87,8 @@ def _child(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any]) -
                     os.kill(pid, signal.SIGKILL)
                 _, status = os.waitpid(pid, 0)
                 yield (f'hangs for {HANGS} s' if not ready else
-                       f'ends the process ({status}): ' + Path(folder, 'stderr').read_text(errors='replace')[-300:])
+                       f'ends the process ({status}): ' + Path(folder,
+                       'stderr').read_text(errors='replace')[-300:])
                 return
         os.waitpid(pid, 0)
 
@@ -128,7 +130,8 @@ def _serve(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any], f
 
 def _one(target: Target, content: bytes, inner: Path, watch: 'Watch') -> str:
     start, resident, peak = time.process_time(), _memory('VmRSS'), _memory('VmHWM')
-    resource.setrlimit(resource.RLIMIT_AS, (_memory('VmSize') + budget(target, content) + SLACK, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (_memory('VmSize') + budget(target, content) + SLACK,
+        resource.RLIM_INFINITY))
     try:
         with watch:
             target.run(content, inner)
@@ -183,7 +186,8 @@ class Watch:
 
     def __init__(self, folder: Path):
         self.inner = str(folder / 'outer' / 'inner')
-        readable = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), '/proc/', '/dev/null', '/dev/urandom',
+        readable = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), '/proc/', '/dev/null',
+            '/dev/urandom',
                     '/sys/', '/usr/lib', '/usr/share', '/dev/shm/',
                     str(Path(__file__).resolve().parents[2]))
         self.readable = tuple({*readable, *(os.path.realpath(p) for p in readable)})

@@ -1,4 +1,4 @@
 """All targets."""
-from tests.fuzz import pictures, runs, tensors, texts
+from tests.fuzz import hdf5, pickles, pictures, runs, tensors, texts
 
-TARGETS = [*texts.TARGETS, *tensors.TARGETS, *runs.TARGETS, *pictures.TARGETS]
+TARGETS = [target for module in (texts, hdf5, pickles, tensors, runs, pictures) for target in module.TARGETS]

@@ -1,17 +1,10 @@
-"""Targets: files of tensors, .hkl, .pth and .safetensors."""
+"""What all readers of tensors are fed to, and a target: .safetensors."""
 import functools
-import io
 import json
-import pickle
-import struct
-import tempfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import h5py
 import numpy as np
 import safetensors.torch
 import torch
@@ -42,368 +35,6 @@ def run_weights(case: bytes, folder: Path) -> None:
     resnet.describe(params)
 
 
-# --- hickle ----------------------------------------------------------------------------------------------
-
-
-def hdf5(write: Callable[[h5py.File], Any], **options: Any) -> bytes:
-    """A file as hickle 5 begins it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'a')
-        with h5py.File(path, 'w', **options) as f:
-            f.attrs['HICKLE_VERSION'] = '5.0.3'
-            f.create_group('data')
-            write(f)
-        return path.read_bytes()
-
-
-def put(f: h5py.File, *names: str, **options: Any) -> None:
-    for name, t in network().items():
-        if not names or name in names:
-            f['data'].create_dataset(f'"{name}"', data=t.numpy(), **(options if t.dim() else {}))
-
-
-@functools.cache
-def sound_hickle() -> list[bytes]:
-    few = ('conv0', 'fc.weight', 'bn.bias')
-    old = hdf5(lambda f: [f.create_dataset(f"data/'{n}'/data", data=t.numpy()) for n, t in network().items()
-                          if n in few])
-    return [hdf5(lambda f: put(f, *few)), hdf5(lambda f: put(f, *few, compression='gzip', shuffle=True)), old,
-            hdf5(lambda f: put(f, *few, chunks=True, fletcher32=True)), hdf5(lambda f: put(f, *few), libver='latest'),
-            hdf5(put)]
-
-
-def craft_hickle() -> dict[str, bytes]:
-    def virtual(name: str) -> Callable[[h5py.File], None]:
-        def write(f: h5py.File) -> None:
-            layout = h5py.VirtualLayout((3,), 'f4')
-            layout[:] = h5py.VirtualSource(name, 'x', (3,))
-            f['data'].create_virtual_dataset('"x"', layout)
-        return write
-
-    def one(shape: Any = None, kind: str = 'f4', **options: Any) -> Callable[[h5py.File], Any]:
-        return lambda f: f['data'].create_dataset('"x"', shape, kind, **options)
-
-    def part(shape: Any, n: int, **options: Any) -> Callable[[h5py.File], None]:
-        def write(f: h5py.File) -> None:
-            f['data'].create_dataset('"x"', shape, 'f4', **options)[:n] = 1
-        return write
-
-    def dense(f: h5py.File) -> None:
-        f['data'].create_dataset('"y"', data=np.random.default_rng(0).standard_normal(2**18).astype('f4'))
-        f['data'].create_dataset('"x"', data=np.zeros(2**24 + 2**23, 'f4'), compression=9)
-
-    def alike(f: h5py.File) -> None:
-        f['data/"x"'] = np.zeros((100, 1000), 'f4')
-        for i in range(2000):
-            f[f'data/"{i}"'] = f['data/"x"']
-
-    def nested(f: h5py.File) -> None:
-        f['data'].create_group('loop')
-        f['data/loop/data'] = f['data']
-
-    found = {
-        'claims_2_60': one((2**58,)), 'claims_chunks': one((2**60,), chunks=(2**10,)), 'past_64_bits': one(
-            (2**40, 2**40), chunks=(1, 8)), 'filled': one((2**24,), chunks=(2**10,), fillvalue=3),
-        'bomb': part((2**25,), 2**25, chunks=(2**20,), compression=9),
-        'bomb_small': part((2**24 - 1000,), 2**24 - 1000, chunks=(2**20,), compression=9),
-        'bomb_sparse': part((2**40,), 5, chunks=(2**10,), compression=9),
-        'bomb_chunk': part((5,), 5, maxshape=(None,), chunks=(2**26,), compression=9), 'alike': alike, 'dense': dense, 'loop': nested,
-        'bomb_bytes': lambda f: f['data'].create_dataset('"x"', data=np.zeros(2**24, 'i1'), compression=9),
-        'integers': lambda f: f['data'].create_dataset('"x"', data=np.ones(10**6, 'i1')),
-        'virtual': virtual('../pipe'), 'virtual_self': virtual('.'),
-        'storage': one((3,), external=[('../pipe', 0, 12)]), 'passwd': one((3,), external=[('/etc/passwd', 0, 12)]),
-        'reference': lambda f: f['data'].create_dataset('"x"', data=f['data'].ref, dtype=h5py.ref_dtype),
-        'soft': lambda f: f['data'].__setitem__('"x"', h5py.SoftLink('/data')),
-        'vlen': lambda f: f['data'].create_dataset('"x"', (3,), h5py.vlen_dtype('f4')),
-        'no_shape': lambda f: f['data'].__setitem__('"x"', h5py.Empty('f4')),
-        'dimensions': one((1,) * 32, data=np.ones((1,) * 32, 'f4')),
-        'no_elements': lambda f: f['data'].create_dataset('"group2.block0.conv0"', (2**60, 0, 3, 3), 'f4'),
-        'user_block': b'', 'bit_field': lambda f: f['data'].create_dataset('"x"', (3,), 'V4'),
-        'quote': lambda f: f['data'].create_dataset('"', data=np.ones(3, 'f4')),
-        'odd_float': lambda f: f['data'].create_dataset('"x"', data=np.ones(3, 'f2').astype(np.longdouble))}
-    for name in ('..', '../../x', '/etc/passwd', 'a' * 60_000, 'x\n\x1b[2J', '\udcff'):
-        found[f'name_{len(name)}_{name[:2].encode("utf-8", "replace").hex()}'] = (
-            lambda f, name=name: f['data'].create_dataset(f'"{name}"'.replace('/', '|').encode(
-                'utf-8', 'surrogateescape'), data=np.ones(3, 'i4')))
-    for name in ('data', 'data/"x"', "data/'x'/data", 'data_0', 'data_0/x/data_0'):
-        for target in ('../pipe', '/etc/passwd', 'weights'):
-            def write(f: h5py.File, name: str = name, target: str = target) -> None:
-                del f['data']
-                f[name] = h5py.ExternalLink(target, '/x')
-            found[f'link_{name}_{target}'.replace('/', '|')] = write
-    files = {name: hdf5(write) for name, write in found.items() if callable(write)}
-    files['signature'] = b'\x89HDF\r\n\x1a\n'
-    files['user_block'] = b'\x89HDF\r\n\x1a\n' + bytes(504) + sound_hickle()[0]
-    return files
-
-
-def draw_hickle(rng: Random) -> bytes:
-    return mutate.drawn_from(sound_hickle(), rng)
-
-
-# --- torch.save ------------------------------------------------------------------------------------------
-
-
-class Raw(bytes):
-    """Opcodes of pickle, which leave one value."""
-
-
-def named(name: str) -> Raw:
-    """A class or function by its dotted name."""
-    return Raw(b'c' + '\n'.join(name.rsplit('.', 1)).encode('utf-8', 'replace') + b'\n')
-
-
-def called(function: str, *arguments: Any) -> Raw:
-    return Raw(named(function) + opcodes(arguments) + b'R')
-
-
-def opcodes(value: Any) -> bytes:
-    """Opcodes of protocol 2 for a value, without memory of those before: what torch.load takes."""
-    if isinstance(value, Raw):
-        return value
-    if value is None or isinstance(value, bool):
-        return {None: b'N', True: b'\x88', False: b'\x89'}[value]
-    if isinstance(value, int):
-        if -2**31 <= value < 2**31:
-            return b'J' + struct.pack('<i', value)
-        number = value.to_bytes(min(value.bit_length() // 8 + 1, 255), 'little', signed=True)
-        return b'\x8a' + bytes([len(number)]) + number
-    if isinstance(value, float):
-        return b'G' + struct.pack('>d', value)
-    if isinstance(value, str):
-        text = value.encode('utf-8', 'surrogatepass')
-        return b'X' + struct.pack('<I', len(text)) + text
-    if isinstance(value, tuple):
-        return b'(' + b''.join(map(opcodes, value)) + b't'
-    if isinstance(value, list):
-        return b'](' + b''.join(map(opcodes, value)) + b'e'
-    return b'}(' + b''.join(opcodes(k) + opcodes(v) for k, v in value.items()) + b'u'
-
-
-# Lists each of which holds the one before it twice.
-LAUGHS = Raw(b'(]q\0' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(40)) + b't')
-
-
-def storage(n: int, kind: str = 'FloatStorage', key: str = '0', place: str = 'cpu') -> Raw:
-    return Raw(opcodes(('storage', named(f'torch.{kind}'), key, place, n)) + b'Q')
-
-
-def tensor(shape: Any = (2, 3), stride: Any = (3, 1), n: int = 6, offset: int = 0, kind: str = 'FloatStorage',
-           key: str = '0', place: str = 'cpu') -> Raw:
-    return called('torch._utils._rebuild_tensor_v2', storage(n, kind, key, place), offset, shape, stride, False,
-                  called('collections.OrderedDict'))
-
-
-def zipped(pickled: bytes, storages: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED,
-           more: dict[str, bytes] | None = None) -> bytes:
-    """A file of torch.save around a pickle."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, 'w', compression) as archive:
-        entries = {'archive/data.pkl': pickled, 'archive/version': b'3\n', 'archive/byteorder': b'little'}
-        entries |= {f'archive/data/{k}': v for k, v in (storages or {'0': bytes(24)}).items()}
-        for name, data in (entries | (more or {})).items():
-            archive.writestr(zipfile.ZipInfo(name), data, compression)
-    return content.getvalue()
-
-
-def saved(value: Any, **options: Any) -> bytes:
-    """A file of torch.save with a value that may have Raw in it."""
-    return zipped(b'\x80\x02' + opcodes(value) + b'.', **options)
-
-
-def legacy(value: Any, n: int = 6) -> bytes:
-    """As torch before 1.6 wrote it."""
-    head = b''.join(pickle.dumps(v, 2) for v in (0x1950a86a20f9469cfc6c, 1001, {
-        'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}))
-    raw = opcodes(value).replace(b'tQ', b'NtQ')  # a view of a storage comes last
-    return (head + b'\x80\x02' + raw + b'.' + pickle.dumps(['0'], 2) + n.to_bytes(8, 'little') + bytes(24))
-
-
-@functools.cache
-def sound_torch() -> list[bytes]:
-    def written(value: Any, **options: Any) -> bytes:
-        content = io.BytesIO()
-        torch.save(value, content, **options)
-        return content.getvalue()
-
-    few = {name: network()[name] for name in ('conv0', 'fc.weight', 'bn.bias')}
-    return [written(few), written({'params': few, 'epoch': 1}), written(network()),
-            written(few, _use_new_zipfile_serialization=False), saved({'x': tensor()}), legacy({'x': tensor()})]
-
-
-def craft_torch() -> dict[str, bytes]:
-    code = {f'code_{name}': called(name, *arguments) for name, arguments in {
-        'os.system': ('touch ../canary',), 'posix.system': ('touch ../canary',), 'builtins.eval': ('1',),
-        'builtins.exec': ('open("../canary", "w")',), 'subprocess.Popen': ('touch ../canary',),
-        'builtins.open': ('../canary', 'w'), 'builtins.getattr': ('', 'x'), 'torch.load': ('../pipe',),
-        'torch.hub.load': ('x', 'y'), 'numpy.load': ('../pipe',), 'torch.serialization.load': ('../pipe',),
-        'torch.storage._load_from_bytes': ('x',), '__builtin__.eval': ('1',)}.items()}
-    swollen = called('builtins.bytearray', 2**28)
-    for _ in range(4):
-        swollen = called('builtins.bytearray', swollen)
-    hexed = called('_codecs.encode', 'x' * 1000, 'latin1')
-    for _ in range(18):
-        hexed = called('_codecs.encode', hexed, 'hex')
-    values = code | {
-        'view_2_60': tensor((2**60,), (0,)), 'view_2_64': tensor((2**32, 2**32), (0, 0)),
-        'view_2_65': tensor((2**32, 2**33), (0, 0)), 'view_no_elements': tensor((2**62, 0, 2**62), (0, 0, 0)),
-        'view_dims': tensor((1,) * 1000, (0,) * 1000), 'view_negative': tensor((-1,), (1,)),
-        'view_back': tensor((3,), (-1,), offset=3), 'view_far': tensor((3,), (2**61,)), 'offset': tensor(offset=2**62),
-        'offset_negative': tensor(offset=-5), 'storage_2_60': tensor(n=2**60), 'storage_negative': tensor(n=-1),
-        'storage_other': tensor(kind='DoubleStorage'), 'storage_missing': tensor(key='9'), 'storage_up': tensor(
-            key='../../../pipe'), 'place': tensor(place='cuda:7'), 'place_odd': tensor(place='meta'),
-        'place_name': tensor(place='__import__("os")'), 'bytearray_2_60': called('builtins.bytearray', 2**60),
-        'bytearray': called('builtins.bytearray', 2**31 - 1), 'bytearrays': swollen, 'hex': hexed,
-        'empty_tensor': called('torch.Tensor', 2**28), 'empty_float': called('torch.FloatTensor', 30_000, 30_000),
-        'tensor_again': called('torch.Tensor', called('torch.Size', [2**28])),
-        'storage_alone': called('torch.UntypedStorage', 2**31 - 1), 'typed': called('torch.FloatStorage', 2**29),
-        'set': called('builtins.set', [1]), 'quantized': called(
-            'torch._utils._rebuild_qtensor', storage(6, 'QUInt8Storage'), 0, (6,), (1,), (
-                named('torch.per_tensor_affine'), 1.0, 0), False, called('collections.OrderedDict')),
-        'meta': called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'), (2**50,), (1,), False),
-        'sparse': called('torch._utils._rebuild_sparse_tensor', called('torch.serialization._get_layout',
-                         'torch.sparse_coo'), (tensor((1, 6), (6, 1), kind='LongStorage', n=3), tensor((6,), (1,)),
-                                               (2**60,), True)),
-        'view_long': tensor((2**27,), (1,)), 'view_strides': tensor((2, 2), (2**27, 1)), 'build': Raw(
-            tensor() + opcodes((storage(6), 0, (2**27,), (1,))) + b'b'), 'untyped': called(
-                'torch.storage.UntypedStorage', 2**28), 'wrapper': called('torch._utils._rebuild_wrapper_subclass', named('torch.Tensor'), named('torch.float32'),
-                          (2**50,), (1,), 0, named('torch.strided'), 'cpu', False),
-        'nested_parameter': called('torch._utils._rebuild_parameter', tensor((2**60,), (0,)), True,
-                                   called('collections.OrderedDict')), 'string': 'x' * 100_000,
-        'half': tensor(kind='HalfStorage', n=12), 'complex': tensor(kind='ComplexFloatStorage', n=3),
-        'counter': called('collections.Counter', 'x' * 1000), 'laughs': LAUGHS}
-    found = {name: saved({'x': value}) for name, value in values.items()}
-    found |= {f'legacy_{name}': legacy({'x': value}) for name, value in values.items()
-              if name.startswith(('code_os', 'view', 'offset', 'storage', 'byte'))}
-    nothing = {f'group{g}.block0.conv0': tensor((2**60, 0, 3, 3), (0, 0, 0, 0)) for g in range(3)}
-    found |= {
-        'huge_network': saved(nothing | {'bn.weight': tensor(), 'fc.weight': tensor()}),
-        'huge_resnet': saved(nothing | {'bn0.weight': tensor(), 'fc.weight': tensor(), 'group3.block0.conv0': tensor(
-            (2**60, 0, 3, 3), (0, 0, 0, 0))}),
-        'huge_nin': saved({'group0.conv0': tensor((2**60, 0), (0, 0)), 'fc.weight': tensor()}),
-        'no_classes': saved({'group2.block0.conv0': tensor((64, 0), (0, 0)), 'bn.x': tensor(), 'fc.weight': tensor(
-            (0, 3), (3, 1))}),
-        'many_classes': saved({'group2.block0.conv0': tensor((64, 0), (0, 0)), 'bn.x': tensor(), 'fc.weight': tensor(
-            (2**62, 0), (0, 0))}),
-        'many_blocks': saved({f'group{g}.block{b}.x': tensor() for g in range(3) for b in range(1000)}
-                             | {'bn.x': tensor(), 'fc.weight': tensor(), 'group2.block0.conv0': tensor()}),
-        'names': saved({'\x1b[2J\n' + 'x' * 5000: tensor(), 'fc.weight': tensor()}),
-        'name_up': saved({'../../x': tensor()}, more={'../../canary': b'x', '/canary': b'x'}),
-        'zip_bomb': saved({'x': tensor((2**24,), (1,), 2**24)}, storages={'0': bytes(2**26)},
-                          compression=zipfile.ZIP_DEFLATED),
-        'zip_bomb_unused': saved({'x': tensor()}, more={'archive/data/1': bytes(2**27)},
-                                 compression=zipfile.ZIP_DEFLATED),
-        'pickle_bomb': zipped(b'\x80\x02' + b'}' * 2**25 + b'.', compression=zipfile.ZIP_DEFLATED),
-        'pickle_long': zipped(b'\x80\x02' + b'}' * 2**21 + b'.'), 'pickle_deep': saved(Raw(b']' * 10**5 + b'a' * (
-            10**5 - 1))),
-        'pickle_memo': zipped(b'\x80\x02' + b''.join(b'Nr' + struct.pack('<I', i) for i in range(10**5)) + b'.'),
-        'pickle_count': zipped(b'\x80\x02X' + b'\xff' * 4 + b'.'), 'pickle_long1': zipped(b'\x80\x02\x8a\xff.'),
-        'pickle_recursive': zipped(b'\x80\x02}q\x00X\x01\0\0\0xh\x00s.'),
-        'two_pickles': saved({'x': tensor()}, more={'archive/DATA.PKL': b'\x80\x02}.'}),
-        'script': saved({'x': tensor()}, more={'archive/constants.pkl': b'\x80\x02).', 'archive/code/x.py': b''}),
-        'no_pickle': zipped(b''), 'comment': saved({'x': tensor()}) + b'PK\5\6' + bytes(18),
-        'zip_in_front': b'PK\3\4' + bytes(100) + saved({'x': tensor()}), 'tar': tar('PK\3\4')}
-    found['zip_overlap'] = overlapping(found['view_2_60'])
-    return found
-
-
-def tar(name: str) -> bytes:
-    """The format before the legacy one, whose parts are links."""
-    import tarfile
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode='w') as archive:
-        for part in (name, 'storages', 'tensors', 'pickle'):
-            info = tarfile.TarInfo(part)
-            if part != name:
-                info.type, info.linkname = tarfile.SYMTYPE, '../../../pipe'
-            archive.addfile(info)
-    return content.getvalue()
-
-
-def overlapping(content: bytes) -> bytes:
-    """A zip whose directory names the same bytes many times."""
-    start = content.index(b'PK\1\2')
-    end = content.index(b'PK\5\6')
-    first = content[start:content.index(b'PK\1\2', start + 4)]
-    directory = first * 20_000
-    return content[:start] + directory + struct.pack('<4sHHHHIIH', b'PK\5\6', 0, 0, 20_000, 20_000, len(directory),
-                                                     start, 0) + content[end + 22:]
-
-
-def draw_tensor(rng: Random) -> Raw:
-    """A tensor of odd shape, or of another kind."""
-    n = rng.randrange(5)
-
-    def some() -> tuple[Any, ...]:
-        return tuple(rng.choice((0, 1, 2, 3, 2, 1, rng.choice(mutate.INTS[:-1]))) for _ in range(n))
-
-    kind = rng.choice(('Float', 'Float', 'Float', 'Half', 'Double', 'Long', 'Bool', 'BFloat16', 'ComplexFloat', 'QInt8',
-                       'Untyped'))
-    plain = rng.random() < 0.5
-    return tensor(rng.choice((some(), (2, 3), (6,))), rng.choice((some(), (0,) * n, (3, 1), (1,))),
-                  6 if plain else rng.choice(mutate.INTS[:-1]), 0 if plain else rng.choice((0, 1, *mutate.INTS[:-1])),
-                  f'{kind}Storage', place='cpu' if plain else rng.choice(('cpu', 'cuda', 'meta', 'x', '')))
-
-
-def draw_value(rng: Random, depth: int = 3) -> Any:
-    """A value as checkpoints have them, of pickle's kinds: tensors, calls, tuples, keys that are no strings."""
-    kind = rng.randrange(10) if depth else 0
-    if kind < 3:
-        return mutate.scalar(rng)
-    if kind < 5:
-        return draw_tensor(rng)
-    if kind == 5:
-        return called(rng.choice(GLOBALS), *(draw_value(rng, depth - 1) for _ in range(rng.randrange(4))))
-    if kind == 6:
-        return named(rng.choice(GLOBALS))
-    some = [draw_value(rng, depth - 1) for _ in range(rng.randrange(3))]
-    if kind == 7:
-        return some
-    if kind == 8:
-        return tuple(some)
-    return {rng.choice(('x', 'state', 0, 1, None, 1.5, *mutate.TEXTS)): v for v in some}
-
-
-GLOBALS = ('collections.OrderedDict', 'collections.Counter', 'torch.nn.parameter.Parameter', 'torch.Size', 'torch.Tensor',
-           'torch.serialization._get_layout', 'torch.device', '_codecs.encode', 'builtins.bytearray', 'builtins.set',
-           'builtins.complex', 'torch.float32', 'torch.FloatTensor', 'torch.FloatStorage', 'torch.UntypedStorage',
-           'torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3',
-           'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state', 'torch.per_tensor_affine',
-           'torch._utils._rebuild_qtensor', 'torch._utils._rebuild_sparse_tensor', 'os.system', 'builtins.eval',
-           'torch._utils._rebuild_meta_tensor_no_storage', 'torch._utils._rebuild_wrapper_subclass',
-           'torch._utils._rebuild_device_tensor_from_numpy', 'torch._tensor._rebuild_from_type_v2')
-
-
-def again(content: bytes, rng: Random) -> bytes:
-    """A zip of torch, one of its parts broken, its checksums right."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    name = next(n for n in parts if n.endswith('data.pkl')) if rng.random() < 0.8 else rng.choice(list(parts))
-    if rng.random() < 0.05:
-        parts[rng.choice(('../canary', 'archive/../../canary', '/canary', name.upper(), ''))] = b'x'
-    parts[name] = mutate.broken(rng, parts[name])
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, 'w') as archive:
-        for n, data in parts.items():
-            archive.writestr(zipfile.ZipInfo(n), data)
-    return out.getvalue()
-
-
-def draw_torch(rng: Random) -> bytes:
-    kind = rng.randrange(10)
-    if kind < 2:
-        return mutate.drawn_from(sound_torch(), rng)
-    if kind < 6:
-        base = rng.choice(sound_torch())
-        return again(base, rng) if base.startswith(b'PK') else mutate.broken(rng, base)
-    names = list(network())
-    value = {rng.choice((*names, *names, 'x', *mutate.TEXTS)): draw_tensor(rng) if rng.random() < 0.8 else draw_value(rng)
-             for _ in range(rng.randrange(1, 5))}
-    if rng.random() < 0.3:
-        value = {rng.choice(('params', 'state_dict', 'x')): value}
-    return legacy(value, rng.choice(mutate.INTS) % 2**64) if kind == 6 else saved(value)
-
-
 # --- safetensors -----------------------------------------------------------------------------------------
 
 
@@ -414,25 +45,33 @@ def safe(header: Any, n: int = 24, length: int | None = None) -> bytes:
 
 
 ENTRY = {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 24]}
-DTYPES = ('F32', 'F16', 'BF16', 'F64', 'I64', 'BOOL', 'U8', 'F8_E4M3', 'F8_E5M2', 'U64', 'C64', 'F4', 'F99', '', 'f32')
+DTYPES = ('F32', 'F16', 'BF16', 'F64', 'I64', 'BOOL', 'U8', 'F8_E4M3', 'F8_E5M2', 'U64', 'C64', 'F4', 'F99',
+    '', 'f32')
 
 
 def craft_safetensors() -> dict[str, bytes]:
     text = json.dumps({'x': ENTRY})
-    found = {f'length_{n:x}': safe({'x': ENTRY}, length=n) for n in (0, 1, 7, 2**31, 2**40, 2**60, 2**63, 2**64 - 1)}
+    found = {f'length_{n:x}': safe({'x': ENTRY}, length=n) for n in (0, 1, 7, 2**31, 2**40, 2**60, 2**63,
+        2**64 - 1)}
     found |= {f'shape_{i}': safe({'x': ENTRY | {'shape': shape}}) for i, shape in enumerate((
-        [2**58], [2**60], [2**32, 2**32], [2**64], [2**62, 0, 2**62], [-1, -6], [1.5], 'x', None, [[]], [0], [1] * 5000,
+        [2**58], [2**60], [2**32, 2**32], [2**64], [2**62, 0, 2**62], [-1, -6], [1.5], 'x', None, [[]], [0],
+        [1] * 5000,
         [0, 2**63], [0, 2**60, 2**60]))}
     found |= {f'offsets_{i}': safe({'x': ENTRY | {'data_offsets': o}}) for i, o in enumerate((
-        [0, 2**60], [2**60, 2**60 + 24], [24, 0], [-24, 0], [0, 24, 48], [], None, [0.0, 24.0], [2**64, 2**64 + 24]))}
+        [0, 2**60], [2**60, 2**60 + 24], [24, 0], [-24, 0], [0, 24, 48], [], None, [0.0, 24.0],
+        [2**64, 2**64 + 24]))}
     found |= {f'dtype_{d}': safe({'x': ENTRY | {'dtype': d}}) for d in DTYPES}
     return found | {
-        'overlap': safe({f'x{i}': ENTRY for i in range(1000)}), 'twice': safe(f'{{"x": 1, {text[1:]}'.encode()),
+        'overlap': safe({f'x{i}': ENTRY for i in range(1000)}),
+        'twice': safe(f'{{"x": 1, {text[1:]}'.encode()),
         'same': safe((text[:-1] + ', ' + text[1:]).encode()), 'hole': safe({'x': ENTRY}, 1000), 'deep': safe(
-            b'{"x":' + b'[' * 10**5), 'empty': safe({}), 'metadata': safe({'__metadata__': {'x': 'y' * 10**5}, 'x': ENTRY}),
+            b'{"x":' + b'[' * 10**5), 'empty': safe({}),
+            'metadata': safe({'__metadata__': {'x': 'y' * 10**5}, 'x': ENTRY}),
         'metadata_odd': safe({'__metadata__': 3, 'x': ENTRY}), 'name_up': safe({'../../canary': ENTRY}),
-        'name_long': safe({'x' * 10**6: ENTRY | {'dtype': 'I32'}}), 'nul': safe({'\0': ENTRY}), 'spaces': safe(
-            text.encode() + b' ' * 10**6), 'none': safe({f'x{i}': ENTRY | {'shape': [0], 'data_offsets': [0, 0]}
+        'name_long': safe({'x' * 10**6: ENTRY | {'dtype': 'I32'}}), 'nul': safe({'\0': ENTRY}),
+        'spaces': safe(
+            text.encode() + b' ' * 10**6), 'none': safe({f'x{i}': ENTRY | {'shape': [0],
+            'data_offsets': [0, 0]}
                                                         for i in range(10**4)}),
         'no_elements': safe({'group2.block0.conv0': ENTRY | {'shape': [2**60, 0], 'data_offsets': [0, 0]},
                              'bn.x': ENTRY, 'fc.weight': ENTRY | {'shape': [0], 'data_offsets': [0, 0]}})}
@@ -441,7 +80,8 @@ def craft_safetensors() -> dict[str, bytes]:
 @functools.cache
 def sound_safetensors() -> list[bytes]:
     few = {name: network()[name] for name in ('conv0', 'fc.weight', 'bn.bias')}
-    return [safetensors.torch.save(network()), safetensors.torch.save(few), safetensors.torch.save(few, {'a': 'b'})]
+    return [safetensors.torch.save(network()), safetensors.torch.save(few),
+        safetensors.torch.save(few, {'a': 'b'})]
 
 
 def draw_safetensors(rng: Random) -> bytes:
@@ -451,7 +91,8 @@ def draw_safetensors(rng: Random) -> bytes:
     for _ in range(rng.randrange(1, 5)):
         shape = [rng.choice((0, 1, 2, 3, 2, 1, rng.choice(mutate.INTS))) for _ in range(rng.randrange(5))]
         size = 4 * int(np.prod([n for n in shape if -10 < n < 10], dtype=np.int64))
-        entry = {'dtype': rng.choice(('F32', 'F32', *DTYPES)), 'shape': shape, 'data_offsets': [offset, offset + size]}
+        entry = {'dtype': rng.choice(('F32', 'F32', *DTYPES)), 'shape': shape,
+            'data_offsets': [offset, offset + size]}
         offset += size
         if rng.random() < 0.3:
             entry = mutate.changed(rng, entry)
@@ -459,6 +100,4 @@ def draw_safetensors(rng: Random) -> bytes:
     return safe(json.dumps(header).encode(), max(offset, 0))
 
 
-TARGETS = [Target('hickle', craft_hickle, draw_hickle, run_weights),
-           Target('torch', craft_torch, draw_torch, run_weights),
-           Target('safetensors', craft_safetensors, draw_safetensors, run_weights)]
+TARGETS = [Target('safetensors', craft_safetensors, draw_safetensors, run_weights)]
