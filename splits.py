@@ -80,7 +80,7 @@ def _scan(folder: str) -> list[os.DirEntry]:
     """What is in a folder, but for hidden files, and for pipes and devices, whose reading may never end."""
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith('.') and (
-            entry.is_file() or entry.is_dir() or not os.path.exists(entry.path))]  # a link to nothing: damaged
+            entry.is_file() or entry.is_dir() or not os.path.exists(entry.path))]  # no target
 
 
 def _same(classes: list[str], others: list[str], where: str) -> None:

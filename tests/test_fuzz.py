@@ -1,10 +1,11 @@
 """Hostile and broken files: what was found once, what was thought of, and some at random; see tests/fuzz."""
+import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.fuzz.__main__ import CORPUS, case_of
+from tests.fuzz.__main__ import CORPUS, case_of, kept
 from tests.fuzz.sandbox import Target, run
 from tests.fuzz.targets import TARGETS
 from utils import InputError
@@ -19,7 +20,7 @@ def ends(target: Target, cases: dict[str | int, bytes]) -> dict[str | int, str]:
 
 @pytest.mark.parametrize('target', TARGETS, ids=lambda target: target.name)
 def test_what_was_found_once(target):
-    found = {path.name: path.read_bytes() for path in sorted((CORPUS / target.name).iterdir())}
+    found = {path.name: kept(path) for path in sorted((CORPUS / target.name).iterdir())}
     assert found and not ends(target, found)
 
 
@@ -56,7 +57,6 @@ def misbehaves(case: bytes, folder) -> None:
     elif kind == 'lines':
         raise KeyError('two\nlines')
     elif kind == 'exit':
-        import os
         os._exit(3)
     elif kind == 'empty':
         raise InputError('')

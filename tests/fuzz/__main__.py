@@ -1,5 +1,6 @@
 """`python -m tests.fuzz`: progress, and a table of what was found; see the package."""
 import argparse
+import lzma
 import os
 import sys
 import time
@@ -19,6 +20,11 @@ def case_of(target: sandbox.Target, crafted: dict[str, bytes], seed: int, case: 
     return crafted[case] if isinstance(case, str) else target.draw(Random(f'{seed} {target.name} {case}'))
 
 
+def kept(path: Path) -> bytes:
+    """The bytes of a case in a file, which may be packed."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == '.xz' else path.read_bytes()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--cases', type=int, default=20_000, help='of all targets together, at least')
@@ -30,7 +36,7 @@ def main() -> int:
     opt = parser.parse_args()
     targets = [target for target in TARGETS if not opt.target or target.name in opt.target]
     if opt.replay:
-        content = opt.replay.read_bytes()
+        content = kept(opt.replay)
         problems = [problem for _, problem in sandbox.run(targets[0], lambda _: content, [0])]
         print(f'{targets[0].name}: {problems[0] or "ends well"}')
         return bool(problems[0])
