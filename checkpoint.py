@@ -99,22 +99,25 @@ def _check(path: Path) -> None:
     else:
         stream = io.BytesIO(content)
         for _ in range(5):  # a mark, versions of the format and of types, the value, names of its storages
-            _check_pickle(stream, size)
+            _check_pickle(stream, size, grows=True)
 
 
-def _check_pickle(stream: io.BytesIO, size: int) -> None:
+def _check_pickle(stream: io.BytesIO, size: int, grows: bool = False) -> None:
     """ValueError unless a pickle, up to its end, holds what is needed for tensors and plain values.
 
     torch.load runs no other code, but what it calls can take any memory: bytearray, Tensor, encode, ...
+    grows: a tensor beyond the end of its storage would make it larger, as before torch 1.6.
     """
-    number = None
+    number, of_tensor = 0, False  # after a storage come offset, shape and strides
     for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if i == MAX_OPCODES or opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(argument):
             raise ValueError
-        if opcode.name == 'BINPERSID' and number is not None and number > size:  # elements of a storage
-            raise ValueError
         if opcode.name in ('BININT', 'BININT1', 'BININT2', 'LONG1'):
             number = argument
+        elif opcode.name in ('BINPERSID', 'REDUCE'):
+            of_tensor = grows and opcode.name == 'BINPERSID'
+        if (of_tensor or opcode.name == 'BINPERSID') and number > size:  # before it, elements of the storage
+            raise ValueError
 
 
 def student(params: dict[str, Any]) -> dict[str, Any]:

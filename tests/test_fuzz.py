@@ -10,7 +10,7 @@ from tests.fuzz.sandbox import Target, run
 from tests.fuzz.targets import TARGETS
 from utils import InputError
 
-AT_RANDOM = 200  # of each target
+AT_RANDOM = 100  # of each target
 
 
 def ends(target: Target, cases: dict[str | int, bytes]) -> dict[str | int, str]:
@@ -65,7 +65,7 @@ def misbehaves(case: bytes, folder) -> None:
 
 
 def test_the_sandbox_tells_all_of_it(monkeypatch):
-    monkeypatch.setattr('tests.fuzz.sandbox.HANGS', 1)
+    monkeypatch.setattr('tests.fuzz.sandbox.HANGS', 5)
     words = {'hang': 'hangs', 'memory': 'takes', 'refused': 'too much memory', 'program': 'subprocess.Popen',
              'write': 'write to', 'read': 'open /etc/hostname', 'talk': 'says on stderr', 'lines': 'KeyError',
              'exit': 'ends the process', 'empty': 'message of 0', 'fine': '', 'nothing': ''}

@@ -206,10 +206,10 @@ def run_folder(case: bytes, folder: Path) -> None:
 def build(root: Path, name: str, kind: str, content: str) -> None:
     """Make what a case describes, within its folder; what no file system takes is left out."""
     path = os.path.normpath(os.path.join(root, name.replace('\0', '')))
-    if not path.startswith(f'{root}/') or os.path.realpath(path) != path:  # beyond a link
-        return
     raw = content.encode('utf-8', 'surrogatepass') if kind == 'text' else content.encode('latin1', 'replace')
     try:
+        if not path.startswith(f'{root}/') or os.path.realpath(path) != path:  # beyond a link
+            return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if kind == 'link':
             os.symlink(content.replace('\0', ''), path)
