@@ -45,9 +45,9 @@ def run_image(case: bytes, folder: Path) -> None:
     (folder / 'x').mkdir()
     (folder / 'x' / 'x.jpg').write_bytes(case)
     box = np.array([[1, 1, 5, 5]], np.float64)
-    for boxes in (None, box):
+    for boxes, kinds in ((None, images.CROPS), (box, ('center',))):
         read_all(splits.Split(str(folder), np.array([b'x/x.jpg']), torch.zeros(1, dtype=torch.int64), ['x'],
-            boxes))
+                              boxes), kinds)
 
 
 def picture(mode: str, form: str, size: tuple[int, int] = (9, 7), **options: Any) -> bytes:

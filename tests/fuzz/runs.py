@@ -26,6 +26,7 @@ ADAPTOR = {'adaptor.0': (1, 1, 1, 1)}
 LARGEST = 432  # elements of a tensor
 
 
+@functools.cache
 def options() -> argparse.Namespace:
     return cifar.parse(['--save', 'run', '--depth', '10', '--width', str(tensors.TINY), '--dataset', 'shapes',
                         '--epochs', '3', '--device', 'cpu', '--resume', 'auto'])
@@ -37,7 +38,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def run_checkpoint(case: bytes, folder: Path) -> None:
-    run, opt = folder / 'run', options()
+    run, opt = folder / 'run', argparse.Namespace(**vars(options()))
     run.mkdir()
     (run / checkpoint.MODEL).write_bytes(case)
     errors = []
