@@ -10,6 +10,7 @@ from tests.fuzz.sandbox import Target, run
 from tests.fuzz.targets import TARGETS
 from utils import InputError
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads memory from /proc')
 AT_RANDOM = 100  # of each target
 
 

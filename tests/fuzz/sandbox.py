@@ -19,6 +19,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import torch
+
 from utils import InputError
 
 HANGS, SLOW = 20, 10  # seconds: on the clock without an end, and of computing
@@ -103,6 +105,7 @@ def _serve(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any], f
     os.dup2(nothing, 1)
     os.dup2(errors, 2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)  # those of the parent are not here
     warnings.resetwarnings()
     for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter('ignore', kind)  # as at a command line
@@ -117,8 +120,10 @@ def _serve(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any], f
         os.chdir(folder)
         if not problem and watch.seen:
             problem = f'does {watch.seen[0]}'
-        if not problem and _outside(outer) != before:
-            problem = 'writes outside of its folder'
+        if new := {*_outside(outer)} - {*before}:
+            problem = problem or 'writes outside of its folder'
+            for name in new:
+                os.remove(outer / name)
         said = os.lseek(errors, 0, os.SEEK_END)
         text = os.pread(errors, said, 0).decode(errors='replace')
         if not problem and (lines := [line for line in text.splitlines() if not line.startswith('note: ')]):
