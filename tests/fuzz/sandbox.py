@@ -104,7 +104,7 @@ def _serve(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any], f
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(errors, 2)
-    sys.stdout, sys.stderr = (open(n, 'w', buffering=1, closefd=False) for n in (1, 2))  # pytest has its own
+    sys.stdout, sys.stderr = (open(n, 'w', buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)  # those of the parent are not here
     warnings.resetwarnings()
