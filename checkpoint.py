@@ -110,10 +110,10 @@ def _check_pickle(stream: io.BytesIO, size: int, grows: bool = False) -> None:
     """
     number, of_tensor = 0, False  # after a storage come offset, shape and strides
     for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if i == MAX_OPCODES or opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(argument):
+        if i == MAX_OPCODES or opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(str(argument)):
             raise ValueError
         if opcode.name in ('BININT', 'BININT1', 'BININT2', 'LONG1'):
-            number = argument
+            number = int(argument or 0)
         elif opcode.name in ('BINPERSID', 'REDUCE'):
             of_tensor = grows and opcode.name == 'BINPERSID'
         if (of_tensor or opcode.name == 'BINPERSID') and number > size:  # before it, elements of the storage

@@ -177,7 +177,7 @@ def of_first_rank(make: Callable[[], T]) -> T:
     """What make() gives rank 0, for all: other machines may lack the files that it reads."""
     if ranks() == 1:
         return make()
-    found = [None if rank() else make()]
+    found: list[Any] = [None if rank() else make()]
     dist.broadcast_object_list(found)
     return found[0]
 
