@@ -9,7 +9,7 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 smoke test test-distributed faults fuzz lint clean
+.PHONY: help demo table1 table2 table3 table4 table5 smoke test test-distributed faults fuzz lint audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -51,6 +51,10 @@ lint: .venv/.installed-dev  ## run ruff on the sources, mypy on the modules
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m mypy
 
+audit: .venv/.installed-dev  ## ask PyPI's database for known faults of the packages in constraints.txt
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.10,<3'
+	@$(VENV_PYTHON) -m pip_audit -r constraints.txt --no-deps --disable-pip
+
 clean:  ## remove .venv and the caches; logs, data and results stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -66,7 +70,7 @@ endef
 	@$(VENV_PYTHON) -c '$(CHECK)'
 	@touch $@
 
-.venv/.installed-run: requirements.txt | .venv/.installed-pip
+.venv/.installed-run: requirements.txt constraints.txt | .venv/.installed-pip
 	$(install)
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed-run
@@ -75,6 +79,6 @@ endef
 # To pip a package is installed once its metadata are there, so after a killed pip all are laid down anew.
 define install
 @repair=; if [ -e $@.unfinished ]; then repair=--ignore-installed; fi; touch $@.unfinished; \
-	$(VENV_PYTHON) -m pip install --disable-pip-version-check $$repair -r $<
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check $$repair -r $< -c constraints.txt
 @rm $@.unfinished; touch $@
 endef
