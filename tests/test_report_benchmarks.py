@@ -27,6 +27,16 @@ POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles':
 JOBS = {'benchmark': 'jobs', 'dtype': 'float', 'commit': '0123456789', 'best': 2,
         'points': [POINT | {'jobs': 1}, POINT | {'jobs': 2}]}
 
+RANKS = {'benchmark': 'ranks', 'device_name': 'a CPU', 'commit': '0123456789', 'measured': [
+    {'ranks': 1, 'all_reduce': [], 'fit': None, 'step': {
+        'without': {'seconds': 0.2, 'quartiles': [0.15, 0.3]}}},
+    {'ranks': 2, 'all_reduce': [{'bytes': 65536, 'seconds': 0.00123, 'quartiles': [0.001, 0.0021]}],
+     'fit': {'latency_seconds': 0.00087, 'bytes_per_second': 1.5e9}, 'step': {
+         name: {'seconds': 0.2, 'quartiles': [0.15, 0.3]} for name in ('without', 'with', 'exchange')}}],
+    'assumed': {'link_gbytes': 12.5, 'epochs': 100, 'gpu_images_per_second': 2000.0},
+    'model': {'batch_fixed': [{'gpus': 4, 'batch': 1024, 'step_seconds': 0.1, 'exposed_seconds': 0.0123,
+                               'hours': 3.456, 'gpu_hours': 13.824, 'efficiency': 0.876}]}}
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -62,6 +72,17 @@ def test_a_table_for_each_kind(folder):
     assert data_sets[1:] == [['a GPU', '50,000', '4.2', '1.8 (1.8-2.0)', '771', 'unknown']]
     assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
                         for n in ('1', '2 (best)')]
+
+
+def test_ranks_and_their_model(folder):
+    reduced, steps, assumed, model = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=RANKS)).out)
+    assert reduced[1:] == [['a CPU', '2', '65,536', '1.2 (1.0-2.1)', '0123456']]
+    ms = '200 (150-300)'
+    assert steps[1:] == [['a CPU', '1', ms, '', '', '', '', '0123456'],
+                         ['a CPU', '2', ms, ms, ms, '0.87', '1.50', '0123456']]
+    assert assumed[1:] == [['`link_gbytes`', '12.5'], ['`epochs`', '100'],
+                           ['`gpu_images_per_second`', '2,000']]
+    assert model[1:] == [['4', '1,024', '256', '100.0', '12.3', '3.46', '14', '0.88']]
 
 
 def test_only_what_there_is(folder):

@@ -14,6 +14,12 @@ DATA = ['machine', 'images in memory', 'start, ms', 'start of an epoch, ms (quar
         'commit']
 JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
         'peak memory of a run, MB', 'commit']
+ALL_REDUCES = ['machine', 'ranks', 'all-reduce, bytes', 'ms (quartiles)', 'commit']
+STEPS = ['machine', 'ranks', 'step alone, ms (quartiles)', 'with exchange, ms (quartiles)',
+         'exchange, ms (quartiles)', 'all-reduce: latency, ms', 'bandwidth, GB/s', 'commit']
+ASSUMED = ['assumed', 'value']
+MODEL = ['modelled: GPUs', 'batch', 'of a GPU', 'step, ms', 'of it waiting, ms', 'hours', 'GPU-hours',
+         'efficiency']
 AXES = {'width': 'student width', 'depth': 'student depth', 'batch_size': 'batch size'}
 COMPARED = ('cifar', 'imagenet', 'loader')
 
@@ -34,12 +40,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, of growth, data sets and runs at once, as far as there are."""
-    parts = [
-        (SPEED, [row for r in results if r['benchmark'] in COMPARED for row in speed(r)]),
-        (GROWTH, [row for r in results if r['benchmark'] == 'scaling' for row in growth(r)]),
-        (DATA, [row for r in results if r['benchmark'] == 'scaling' for row in data_sets(r)]),
-        (JOBS, [row for r in results if r['benchmark'] == 'jobs' for row in jobs(r)])]
+    """A table of what has a plain baseline, of growth, data sets, runs at once, and of ranks and the model of
+    many GPUs, as far as there are."""
+    parts = [(header, [row for r in results if r['benchmark'] in kinds for row in rows(r)])
+             for header, kinds, rows in (
+                 (SPEED, COMPARED, speed), (GROWTH, ['scaling'], growth), (DATA, ['scaling'], data_sets),
+                 (JOBS, ['jobs'], jobs), (ALL_REDUCES, ['ranks'], all_reduces), (STEPS, ['ranks'], steps),
+                 (ASSUMED, ['ranks'], assumed), (MODEL, ['ranks'], model))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
 
@@ -70,11 +77,8 @@ def growth(result: dict[str, Any]) -> list[list[str]]:
 
 
 def data_sets(result: dict[str, Any]) -> list[list[str]]:
-    def ms(seconds: float) -> float:
-        return 1000 * seconds
-
-    return [[result['device_name'], f'{point["value"]:,}', f'{ms(point["start_seconds"]):.1f}',
-             _with_quartiles(ms(point['epoch_start_seconds']), [*map(ms, point['quartiles'])], '.1f'),
+    return [[result['device_name'], f'{point["value"]:,}', f'{1000 * point["start_seconds"]:.1f}',
+             _ms(point | {'seconds': point['epoch_start_seconds']}),
              _mb(point['peak_memory']), _commit(result)] for point in result['data_set']['points']]
 
 
@@ -83,6 +87,39 @@ def jobs(result: dict[str, Any]) -> list[list[str]]:
              result['dtype'], _with_quartiles(point['runs_per_hour'], point['quartiles'], '.0f'),
              f'{point["runs_per_hour_with_start"]:.0f}', f'{point["start_seconds"]:.0f}',
              _mb(point['peak_memory']), _commit(result)] for point in result['points']]
+
+
+def all_reduces(result: dict[str, Any]) -> list[list[str]]:
+    return [[result['device_name'], str(point['ranks']), f'{found["bytes"]:,}', _ms(found), _commit(result)]
+            for point in result['measured'] for found in point['all_reduce']]
+
+
+def steps(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for point in result['measured']:
+        fit = point['fit']
+        rows.append([result['device_name'], str(point['ranks']),
+                     *(_ms(point['step'][name], '.0f') if name in point['step'] else ''
+                       for name in ('without', 'with', 'exchange')),
+                     *([f'{1000 * fit["latency_seconds"]:.2f}', f'{fit["bytes_per_second"] / 1e9:.2f}']
+                       if fit else ['', '']), _commit(result)])
+    return rows
+
+
+def assumed(result: dict[str, Any]) -> list[list[str]]:
+    return [[f'`{name}`', f'{value:,.12g}'] for name, value in result['assumed'].items()]
+
+
+def model(result: dict[str, Any]) -> list[list[str]]:
+    return [[str(row['gpus']), f'{row["batch"]:,}', f'{row["batch"] // row["gpus"]}',
+             *(f'{1000 * row[name]:.1f}' for name in ('step_seconds', 'exposed_seconds')),
+             f'{row["hours"]:.2f}', f'{row["gpu_hours"]:.0f}', f'{row["efficiency"]:.2f}']
+            for rows in result['model'].values() for row in rows]
+
+
+def _ms(found: dict[str, Any], form: str = '.1f') -> str:
+    """Of seconds and their quartiles."""
+    return _with_quartiles(1000 * found['seconds'], [1000 * q for q in found['quartiles']], form)
 
 
 def _speed(value: float) -> str:
