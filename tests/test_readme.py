@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md say is so: commands parse, files exist, code runs."""
+"""What README.md, CONTRIBUTING.md and docs say is so: commands parse, files exist, code runs."""
 import importlib
 import re
 import shlex
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.distributed import run as torchrun
 
 import resnet
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -29,6 +30,9 @@ def commands() -> list[str]:
 @pytest.mark.parametrize('command', commands())
 def test_commands_parse(command):
     first, *arguments = shlex.split(command)
+    if first == 'torchrun':
+        found = torchrun.parse_args(arguments)
+        first, arguments = 'python', [found.training_script, *found.training_script_args]
     if first == 'make':
         assert re.search(rf'^{arguments[0]}:', (ROOT / 'Makefile').read_text(), re.MULTILINE)
     elif arguments[0] in ('cifar.py', 'imagenet.py'):
@@ -43,7 +47,7 @@ def test_links_lead_to_files(path):
     links = [target for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()) if '://' not in target]
     if path.name == 'CONTRIBUTING.md':  # its table of files
         links += re.findall(r'^\| `([^`]+)`', path.read_text(), re.MULTILINE)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_losses_of_the_readme_run():
