@@ -3,6 +3,7 @@ import argparse
 import multiprocessing
 
 import pytest
+import torch
 
 import resnet
 from tools import benchmark
@@ -92,6 +93,7 @@ def test_two_ranks_measure(monkeypatch):
     """In forks, which need not import torch again, and with small networks."""
     fork = multiprocessing.get_context('fork')
     monkeypatch.setattr(multiprocessing, 'get_context', lambda _: fork)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)  # a fork has no other threads of OpenMP
     monkeypatch.setattr(imagenet, 'networks', lambda _: (
         *resnet.resnet(18, 0.0625, imagenet.NUM_CLASSES), *resnet.resnet(18, 0.125, imagenet.NUM_CLASSES)))
     opt = options_with(bytes=[400, 4000], batch_size=2, steps=1, rounds=2)
