@@ -119,6 +119,7 @@ def test_failing_runs_end_with_one_sentence(tmp_path, monkeypatch):
     (['scaling', '--batch_sizes', '[0,2]'], '--batch_sizes'),
     (['scaling', '--images', '[0]'], '--images'),
     (['scaling', '--depths', '[11]'], '--depths'),
+    (['scaling', '--widths', '[2,2000]'], '2000 is no width'),
     (['scaling', '--compile'], '--compile'),
     (['jobs', '--jobs', '[0]'], '--jobs'),
     (['jobs', '--jobs', '[]'], '--jobs'),

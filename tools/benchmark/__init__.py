@@ -53,6 +53,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             parser.error(f'--{name} needs whole numbers from 1')
     if opt.command == 'scaling' and any(depth % 6 != 4 or depth < 10 for depth in opt.depths):
         parser.error(f'--depths {opt.depths}: those of wide ResNets are 10, 16, 22, 28, ...')
+    if opt.command == 'scaling' and max(opt.widths) > 1000:
+        parser.error(f'--widths {opt.widths}: {max(opt.widths)} is no width of a network')
     if opt.command == 'ranks' and any(size % 4 for size in opt.bytes):
         parser.error(f'--bytes {opt.bytes}: gradients have 4 bytes each, so give multiples of 4')
     if opt.command in ('imagenet', 'ranks') and opt.image_size < imagenet.SMALLEST:

@@ -52,7 +52,8 @@ def add_options(parser: options.Parser) -> None:
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
-    device = devices.device(argparse.Namespace(device=opt.device, dtype=opt.dtype, gpu_id=[0]))
+    device = devices.device(argparse.Namespace(device=opt.device, dtype=opt.dtype, gpu_id=[0],
+                                               deterministic=False))
     opt.images = opt.images or IMAGES[device.type]
     found: dict[int, list[Measured]] = {n: [] for n in opt.jobs}
 
