@@ -30,6 +30,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize('command', commands())
 def test_commands_parse(command):
     first, *arguments = shlex.split(command)
+    if '=' in first:  # a variable of its environment
+        first, *arguments = arguments
     if first == 'torchrun':
         found = torchrun.parse_args(arguments)
         first, arguments = 'python', [found.training_script, *found.training_script_args]
