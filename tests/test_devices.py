@@ -138,12 +138,12 @@ def sleeper(n, rank, port, folder):
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     dist.init_process_group = functools.partial(dist.init_process_group,
-                                                timeout=datetime.timedelta(seconds=2))
+                                                timeout=datetime.timedelta(seconds=6))
     os.chdir(folder)
     sys.argv = ['cifar.py', *map(str, SMALL), '--max_images', '40', '--save', 'run', '--ngpu', '2']
     sys.stderr = open(folder / f'err{rank}', 'w', buffering=1)  # noqa: SIM115
     if rank:
-        data.load = lambda *_: time.sleep(60)
+        data.load = lambda *_: time.sleep(200)
     process.script(cifar.main)
 
 
@@ -154,7 +154,7 @@ def test_a_rank_that_hangs_is_given_up(tmp_path):
     ranks = [context.Process(target=sleeper, args=(2, rank, port, tmp_path)) for rank in range(2)]
     for rank in ranks:
         rank.start()
-    ranks[0].join(50)
+    ranks[0].join(100)
     assert ranks[0].exitcode == 1
     assert (tmp_path / 'err0').read_text().splitlines()[-1] == 'cifar.py: rank 0 has lost another rank'
     ranks[1].kill()

@@ -11,7 +11,7 @@ from tests.fuzz.targets import TARGETS
 from utils import InputError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads memory from /proc')
-AT_RANDOM = 100  # of each target
+AT_RANDOM = 50  # of each target
 
 
 def ends(target: Target, cases: dict[str | int, bytes]) -> dict[str | int, str]:
