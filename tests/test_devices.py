@@ -38,10 +38,10 @@ def rank_of(n, rank, port, fixed_bn, script, arguments, folder):
     if fixed_bn:
         script.method = functools.partial(method, fixed_bn=True)
     sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
-    script.main()
+    process.script(script.main)
 
 
-def run(n, *arguments, folder, fixed_bn=False, script=cifar):
+def run(n, *arguments, folder, fixed_bn=False, script=cifar, status=0):
     """A script with n ranks, without the start of Python for each."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
@@ -52,7 +52,7 @@ def run(n, *arguments, folder, fixed_bn=False, script=cifar):
         each.start()
     for each in started:
         each.join(120)
-        assert each.exitcode == 0
+        assert each.exitcode == status
 
 
 def test_ranks_train_as_one_process(tmp_path, record_property):

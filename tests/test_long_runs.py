@@ -6,7 +6,8 @@ import shlex
 import pytest
 import torch
 from conftest import log_of
-from test_cifar import SMALL, call, small  # noqa: F401 -- a fixture
+from test_cifar import SMALL, call
+from test_devices import run
 
 import checkpoint
 import process
@@ -73,11 +74,8 @@ def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch
     assert done.status == 0 and 'stopped after epoch 1 of 3' in done.err
 
 
-def test_ranks_stop_together(tmp_path, run_script, small):  # noqa: F811
-    """The printed command goes on, and 75 is the status of all."""
-    done = run_script('cifar.py', *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2,
-                      PYTHONPATH=small, OMP_NUM_THREADS='1')
-    assert done.returncode == 75 and len(done.stderr.splitlines()) == 1
+def test_ranks_stop_together(tmp_path):
+    run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path, status=75)
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
 
 
