@@ -75,7 +75,8 @@ def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch
 
 
 def test_ranks_stop_together(tmp_path):
-    run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path, status=75)
+    run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
+        status=75)
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
 
 
