@@ -45,9 +45,9 @@ def script(main: Callable[[], None]) -> None:
     except OSError as e:
         _end(say(f'{name}: error: {e}', 2))
     except Diverged as e:
-        _end(say(f'{name}: {e}', 1))
+        _end(say_once(f'{name}: {e}', 1))
     except TimeIsUp as e:
-        _end(say(f'{name}: {e}', 0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL))
+        _end(say_once(f'{name}: {e}', 0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL))
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
     except (MemoryError, RuntimeError) as e:
@@ -81,6 +81,11 @@ def say(sentence: str, status: int = 0) -> int:
     """A sentence for the user, on stderr; returns the status."""
     print(sentence, file=sys.stderr, flush=True)
     return status
+
+
+def say_once(sentence: str, status: int = 0) -> int:
+    """What all ranks know: under torchrun, which shows what each of them says, rank 0 alone says it."""
+    return status if devices.rank() and 'TORCHELASTIC_RUN_ID' in os.environ else say(sentence, status)
 
 
 def resume_command(argv: list[str], saved: bool) -> str:

@@ -74,9 +74,14 @@ def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch
     assert done.status == 0 and 'stopped after epoch 1 of 3' in done.err
 
 
-def test_ranks_stop_together(tmp_path):
+def test_ranks_stop_together(tmp_path, capfd, monkeypatch):
     run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
         status=75)
+    said = [line for line in capfd.readouterr().err.splitlines() if 'stopped after' in line]
+    assert len(said) == 2  # --ngpu shows that of rank 0 alone, torchrun shows all
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a')
+    run(2, *SMALL, '--epochs', 3, '--save', 'b', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path)
+    assert capfd.readouterr().err.count('stopped after epoch 1') == 1
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
 
 
