@@ -295,8 +295,8 @@ class Loader(data.RankLoader):
                 signal.signal(signal.SIGCHLD, handler)  # DataLoader's raises wherever we are if a worker dies
             for _ in self.parts:
                 yield next(self.batches)
-        except RuntimeError as e:
-            if not str(e).startswith('DataLoader worker'):
+        except (RuntimeError, EOFError, OSError) as e:  # the last two if it dies while it hands over a batch
+            if isinstance(e, RuntimeError) and not str(e).startswith('DataLoader worker'):
                 raise
             self.close()
             raise InputError('a process that reads images was killed, perhaps for want of memory: '

@@ -483,6 +483,20 @@ def test_a_killed_worker(loader, when):
     assert len(epoch(one)[1]) == 23
 
 
+@pytest.mark.parametrize('error', [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_killed_while_it_hands_over_a_batch(loader, monkeypatch, error):
+    """By what multiprocessing raises then, which a kill at such a moment brought to light."""
+    def broken(self):
+        raise error
+        yield
+    one = loader(1, workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(images.DataLoader, '__iter__', broken)
+        with pytest.raises(InputError, match='killed.*--nthread'):
+            list(one)
+    assert len(epoch(one)[1]) == 23
+
+
 def test_in_a_thread(loader):
     found = []
     one = loader(workers=1)
