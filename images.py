@@ -153,7 +153,7 @@ Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), h
 
 
 class Reader(Dataset):
-    """Makes batches, in a worker: reader[epoch, index] is that of the images at index (B,).
+    """Makes batches, in a worker: reader[epoch, index] is that of the B images at index.
 
     The draws for an image follow from seed, epoch and index alone, whoever makes them.
     """
@@ -161,21 +161,21 @@ class Reader(Dataset):
     def __init__(self, split: Split, kind: str, seed: int | None, skip_damaged: bool):
         self.split, self.kind, self.seed, self.skip_damaged = split, kind, seed, skip_damaged
 
-    def __getitem__(self, task: tuple[int, Tensor]) -> Batch | InputError:
+    def __getitem__(self, task: tuple[int, list[int]]) -> Batch | InputError:
         try:
             return self.batch(*task)
         except InputError as e:
             return e  # raised here, it would bring the traceback of a worker
 
-    def batch(self, epoch: int, index: Tensor) -> Batch:
+    def batch(self, epoch: int, index: list[int]) -> Batch:
         with quiet():
             return self._batch(epoch, index)
 
-    def _batch(self, epoch: int, index: Tensor) -> Batch:
+    def _batch(self, epoch: int, index: list[int]) -> Batch:
         x = shared((len(index), SIZE, SIZE, 3), len(index))
         taken: list[int] = []
         n_damaged, n = 0, len(self.split.paths)
-        for i in index.tolist():
+        for i in index:
             for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and what may replace it
                 try:
                     x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
@@ -259,7 +259,9 @@ class Loader(data.RankLoader):
         super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
         self.reader = Reader(split, crop, seed, skip_damaged)
-        self.tasks: list[tuple[int, Tensor]] = []  # of an epoch, what the workers are asked for in turn
+        # Of an epoch, what the workers are asked for in turn. To hand over tensors takes a thread here, which
+        # would tell in many lines that a worker was killed.
+        self.tasks: list[tuple[int, list[int]]] = []
         self.pool: DataLoader | None = None
         self.batches: Iterator[Batch | InputError] | None = None
 
@@ -267,7 +269,7 @@ class Loader(data.RankLoader):
         n, epoch, self.damaged = len(self.reader.split.paths), self.epoch, 0
         order = (torch.arange(n) if self.seed is None else
                  torch.randperm(n, generator=data.generator(self.seed, epoch, 0)))
-        self.tasks[:] = [(epoch, order[part]) for part, _ in self.parts]
+        self.tasks[:] = [(epoch, order[part].tolist()) for part, _ in self.parts]
         for batch, (_, share) in zip(self._work(), self.parts, strict=True):
             if isinstance(batch, InputError):
                 raise batch

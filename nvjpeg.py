@@ -58,11 +58,11 @@ def decode(files: list[Tensor], device: torch.device) -> list[Tensor | None]:
 
 
 class Reader(images.Reader):
-    """Reads files, in a worker: reader[epoch, index] are those at index (B,); decoded() makes the batch."""
+    """Reads files, in a worker: reader[epoch, index] are the B at index; decoded() makes the batch."""
 
-    def __getitem__(self, task: tuple[int, Tensor]) -> Files | InputError:  # type: ignore[override]
+    def __getitem__(self, task: tuple[int, list[int]]) -> Files | InputError:  # type: ignore[override]
         found = []
-        for i in task[1].tolist():
+        for i in task[1]:
             content = b''
             with contextlib.suppress(OSError), open(self.split.path(i), 'rb') as file:
                 content = file.read()
@@ -75,7 +75,7 @@ class Reader(images.Reader):
         room.numpy()[:] = np.frombuffer(joined, np.uint8)
         return room, [len(content) for content in found]
 
-    def decoded(self, epoch: int, index: Tensor, files: Files, device: torch.device) -> Batch:
+    def decoded(self, epoch: int, index: list[int], files: Files, device: torch.device) -> Batch:
         """The batch of images.Reader, on the device.
 
         What is not for nvJPEG or refused by it, and what is damaged, goes the way of the CPU, one by one.
@@ -86,20 +86,19 @@ class Reader(images.Reader):
             if device.type == 'cuda':  # torchvision decodes in another stream, which does not wait for what
                 torch.cuda.current_stream(device).synchronize()  # this one has to read yet in freed memory
             whole = iter(decode([content for content in contents[some] if len(content)], device))
-            for i, content in zip(index[some].split(1), contents[some], strict=True):
+            for i, content in zip(index[some], contents[some], strict=True):
                 image = next(whole) if len(content) else None
                 parts.append(self.part(epoch, i, image))
         x, labels, n_damaged = zip(*parts, strict=True)
         return torch.cat([t.to(device) for t in x]), torch.cat(labels).to(device), sum(n_damaged)
 
-    def part(self, epoch: int, index: Tensor, image: Tensor | None) -> Batch:
-        """The batch of one image, index (1,), decoded or not."""
-        i = int(index)
+    def part(self, epoch: int, i: int, image: Tensor | None) -> Batch:
+        """The batch of image i alone, decoded or not."""
         if image is not None:
             with contextlib.suppress(Damaged):
                 x = self.cut(image, i, self.rng(epoch, i)).permute(1, 2, 0)[None]
-                return x, self.split.labels[index], 0
-        return self.batch(epoch, index)
+                return x, self.split.labels[i:i + 1], 0
+        return self.batch(epoch, [i])
 
 
 class Loader(images.Loader):
@@ -123,7 +122,7 @@ class Loader(images.Loader):
             yield files if isinstance(files, InputError) else self._decoded(
                 *self.tasks[k], files)  # type: ignore[arg-type]  # of this reader, not of the other one
 
-    def _decoded(self, epoch: int, index: Tensor, files: Files) -> Batch:
+    def _decoded(self, epoch: int, index: list[int], files: Files) -> Batch:
         if not self.stream:
             return self.reader.decoded(epoch, index, files, self.device)
         with torch.cuda.stream(self.stream):
