@@ -184,11 +184,16 @@ def of_first_rank(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """What rank 0 has done inside, as a download, the others find done."""
-    if rank():
+    """What rank 0 has done inside, as a download, the others find done.
+
+    The first rank of another machine, which may not see the files of rank 0, is next; then come all others.
+    """
+    turn = 0 if not rank() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
+    after = 2 - turn if ranks() > 1 else 0
+    for _ in range(turn):
         dist.barrier()
     yield
-    if ranks() > 1 and not rank():
+    for _ in range(after):
         dist.barrier()
 
 

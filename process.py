@@ -59,7 +59,7 @@ def script(main: Callable[[], None]) -> None:
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
         # As the ranks' library says of another one that is gone, or that hangs.
-        if devices.ranks() == 1 or not re.search('peer|timed? ?out', str(e), re.IGNORECASE):
+        if devices.ranks() == 1 or not re.search('peer|remote process|timed? ?out', str(e), re.IGNORECASE):
             raise
         _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
 

@@ -133,6 +133,37 @@ def test_machines_without_the_folder_of_rank_0(tmp_path):
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
+def download(n, rank, port, folder):
+    """Of two machines with two ranks each."""
+    torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank % 2), 'WORLD_SIZE': str(n),
+                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    dist.init_process_group('gloo')
+    with devices.first_rank_first():
+        for what in ('begins', 'ends'):
+            with open(folder / 'order', 'a') as f:
+                f.write(f'{rank} {what}\n')
+            time.sleep(0.2)
+    dist.barrier()
+    time.sleep(0.2)
+    dist.destroy_process_group()
+
+
+def test_the_first_rank_of_each_machine_goes_first(tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context('fork')
+    started = [context.Process(target=download, args=(4, rank, port, tmp_path)) for rank in range(4)]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join(60)
+        assert each.exitcode == 0
+    lines = (tmp_path / 'order').read_text().splitlines()
+    assert lines[:4] == ['0 begins', '0 ends', '2 begins', '2 ends']
+    assert sorted(lines[4:]) == ['1 begins', '1 ends', '3 begins', '3 ends']
+
+
 def sleeper(n, rank, port, folder):
     """Rank 0 computes; rank 1 is there, and then hangs. The time to wait for it is cut to seconds."""
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
