@@ -166,6 +166,7 @@ def test_the_first_rank_of_each_machine_goes_first(tmp_path):
 
 def sleeper(n, rank, port, folder):
     """Rank 0 computes; rank 1 is there, and then hangs. The time to wait for it is cut to seconds."""
+    torch.set_num_threads(1)
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     dist.init_process_group = functools.partial(dist.init_process_group,
