@@ -28,6 +28,8 @@ import utils
 from utils import InputError, Network, Params
 
 T = TypeVar('T')
+LOST = 3  # status of a rank that ends because another one is gone, or hangs
+WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
 DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
 
 
@@ -95,7 +97,7 @@ def is_rank() -> bool:
 def launch(opt: argparse.Namespace) -> None:
     """Start --ngpu ranks of this script, wait for them and end with their status; return if there is one.
 
-    Rank 0 writes to the terminal. If another one fails first, its last line is shown.
+    Rank 0 writes to the terminal. If another one fails first, what it said last is shown.
     """
     if opt.ngpu == 1 or is_rank():
         return
@@ -103,7 +105,7 @@ def launch(opt: argparse.Namespace) -> None:
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(opt.ngpu),
-              'LOCAL_WORLD_SIZE': str(opt.ngpu)}
+              'LOCAL_WORLD_SIZE': str(opt.ngpu), WATCHED: '1'}
     if 'OMP_NUM_THREADS' not in os.environ:  # ranks on one CPU share its cores
         shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.ngpu, 1))
     with contextlib.ExitStack() as files:
@@ -114,10 +116,15 @@ def launch(opt: argparse.Namespace) -> None:
             environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
             started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
         failed, status = _wait(started)
-        if failed and started[0].returncode != status:
+        if status < 0:
+            by = signal.Signals(-status).name
+            print(f'rank {failed} was ended by {by}: all have ended', file=sys.stderr)
+        elif status == LOST:
+            print(f'rank {failed} waited for another one, which hangs: all have ended', file=sys.stderr)
+        elif failed and started[0].returncode != status:
             outputs[failed].seek(0)
-            said = outputs[failed].read().splitlines() or [f'rank {failed} was ended, status {status}']
-            print(said[-1], file=sys.stderr)
+            said = outputs[failed].read()
+            print(said if 'Traceback' in said else said.strip().split('\n')[-1], file=sys.stderr)
     sys.exit(128 - status if status < 0 else status)
 
 
@@ -130,8 +137,8 @@ def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
             if failed is not None:
                 time.sleep(2)  # what ails one often ails rank 0 too, which then says it
                 states = [p.poll() for p in started]
-                # A rank that has lost another one, status 1, may be seen to fail before it.
-                why = (i for i, state in enumerate(states) if state not in (None, 0, 1))
+                # A rank that has lost another one may be seen to fail before it.
+                why = (i for i, state in enumerate(states) if state not in (None, 0, LOST))
                 return (i := next(why, failed)), states[i] or 0
             if None not in states:
                 return 0, 0
@@ -184,11 +191,16 @@ def of_first_rank(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """What rank 0 has done inside, as a download, the others find done."""
-    if rank():
+    """What rank 0 has done inside, as a download, the others find done.
+
+    On another machine it is done again, by its first rank, and then found: rank 0's files may not be seen.
+    """
+    turn = 0 if not rank() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
+    waits = 2 if ranks() > 1 else 0
+    for _ in range(turn):
         dist.barrier()
     yield
-    if ranks() > 1 and not rank():
+    for _ in range(waits - turn):
         dist.barrier()
 
 

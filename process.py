@@ -59,9 +59,11 @@ def script(main: Callable[[], None]) -> None:
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
         # As the ranks' library says of another one that is gone, or that hangs.
-        if devices.ranks() == 1 or not re.search('peer|timed? ?out', str(e), re.IGNORECASE):
+        if devices.ranks() == 1 or not re.search('peer|timed? ?out|remote process', str(e), re.IGNORECASE):
             raise
-        _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
+        if devices.WATCHED not in os.environ:  # else devices.launch tells which one
+            say(f'{name}: rank {devices.rank()} has lost another rank, or waited too long for one that hangs')
+        _end(devices.LOST)
 
 
 def is_out_of_memory(e: Exception) -> bool:
