@@ -129,7 +129,8 @@ def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
     saved = checkpoint.read(tmp_path / 'run' / 'model.pt7')['params']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, 'N_TRAIN', N_TRAIN)
-        split, _ = data.load('shapes', '', torch.device('cpu'))
+        patch.setattr(shapes, 'N_TEST', N_TEST)
+        split, test = data.load('shapes', '', torch.device('cpu'))
     opt = cifar.parse([*SMALL, '--save', 'unused'])
     torch.manual_seed(opt.seed)
     f, params = resnet.wide_resnet(10, 0.25, 10)
@@ -153,6 +154,10 @@ def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
                 for t, m, g in zip(trained, momenta, gradients, strict=True):
                     m.mul_(0.9).add_(g + opt.weight_decay * t)
                     t.sub_(1e-3 * m)
+    with torch.no_grad():
+        y, _ = f(data.normalize(test.images), saved, False)
+    told = log_of(tmp_path / 'run')[-1]['test_loss']
+    assert told == pytest.approx(F.cross_entropy(y, test.labels).item(), rel=1e-5)  # by all ranks
     params = {name: t.detach() for name, t in params.items()}
     deviation, moved = most(saved, params), most(params, initial)
     record_property('row', row('3, BN of each rank, by hand', deviation, deviation / moved, None))
