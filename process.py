@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def script(main: Callable[[], None]) -> None:
             raise
         if devices.WATCHED not in os.environ:  # else devices.launch tells which one
             say(f'{name}: rank {devices.rank()} has lost another rank, or waited too long for one that hangs')
+        time.sleep(1)  # torchrun tells of the first rank that it sees fail: not of this one
         _end(devices.LOST)
 
 

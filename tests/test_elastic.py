@@ -23,7 +23,7 @@ def ranks_of(pid: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize('restarts', [1, 0])
+@pytest.mark.parametrize('restarts', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_rank(tmp_path, small, restarts):  # noqa: F811
     """With a restart the run ends whole; without one all ends at once, and the same command goes on."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
