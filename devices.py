@@ -172,12 +172,22 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
         # Its store still has the addresses of the ranks before a restart, which new ones would try.
         store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
         more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
+    else:
+        _note_of_restarts()
     dist.init_process_group('nccl' if cuda else 'gloo', **more)
     yield where
     # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
     # waits for their end. A rank that fails does not wait for the others at all (process.script).
     time.sleep(0.2)
     dist.destroy_process_group()
+
+
+def _note_of_restarts() -> None:
+    """Of several machines each counts its restarts: no number tells new ranks' addresses from old ones."""
+    if os.environ['RANK'] == '0' and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and (
+            os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0') != '0'):
+        print('note: a restart by torchrun may fail on several machines: set '
+              'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them', file=sys.stderr)
 
 
 def of_first_rank(make: Callable[[], T]) -> T:

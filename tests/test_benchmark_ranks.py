@@ -1,9 +1,11 @@
 """Ranks: fit and model by figures worked by hand, two ranks that measure, and options that are refused."""
 import argparse
+import json
 import multiprocessing
 
 import pytest
 import torch
+from conftest import ROOT
 
 import resnet
 from tools import benchmark
@@ -67,6 +69,13 @@ def test_hours_of_the_model():
         0.25, 34.76, 139.0, 1]
     assert [scaled['step_seconds'], scaled['hours'], scaled['gpu_hours']] == [1, 34.78, 139.1]
     assert scaled['efficiency'] == pytest.approx(5005 / 5008, abs=1e-4)
+
+
+def test_the_published_model_is_this_one():
+    found = json.loads((ROOT / 'results' / 'scaling' / 'ranks_cpu.json').read_text())
+    opt = options_with(**{name: found['assumed'][name] for name in ranks.ASSUMED})
+    for rows in found['model'].values():
+        assert rows == [ranks.modelled(opt, row['gpus'], row['batch']) for row in rows]
 
 
 def test_what_a_batch_does_not_shorten_costs_efficiency():

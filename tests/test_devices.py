@@ -262,6 +262,18 @@ def test_a_rank_that_hangs_is_given_up(tmp_path):
         'cifar.py: rank 0 has lost another rank, or waited too long for one that hangs']
 
 
+@pytest.mark.parametrize(('rank', 'store', 'restarts', 'noted'), [
+    ('0', 'True', '3', True), ('1', 'True', '3', False), ('0', 'False', '3', False),
+    ('0', 'True', '0', False)])
+def test_restarts_on_several_machines(monkeypatch, capsys, rank, store, restarts, noted):
+    """In the environment that torchrun gives with and without TORCH_DISABLE_SHARE_RDZV_TCP_STORE."""
+    for name, value in (('RANK', rank), ('TORCHELASTIC_USE_AGENT_STORE', store),
+                        ('TORCHELASTIC_MAX_RESTARTS', restarts)):
+        monkeypatch.setenv(name, value)
+    devices._note_of_restarts()
+    assert ('TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in capsys.readouterr().err) == noted
+
+
 def test_devices_that_are_not_there_are_told_once(monkeypatch):
     """By the process that would start the ranks."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
