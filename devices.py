@@ -123,8 +123,8 @@ def launch(opt: argparse.Namespace) -> None:
             print(f'rank {failed} waited for another one, which hangs: all have ended', file=sys.stderr)
         elif failed and started[0].returncode != status:
             outputs[failed].seek(0)
-            said = outputs[failed].read()
-            print(said if 'Traceback' in said else said.strip().split('\n')[-1], file=sys.stderr)
+            said = outputs[failed].read().strip() or f'rank {failed} has ended with status {status}'
+            print(said if 'Traceback' in said else said.split('\n')[-1], file=sys.stderr)
     sys.exit(128 - status if status < 0 else status)
 
 

@@ -89,8 +89,9 @@ def say(sentence: str, status: int = 0) -> int:
 
 def resume_command(argv: list[str], saved: bool) -> str:
     """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
+    start = ['torchrun', '...'] if 'TORCHELASTIC_RUN_ID' in os.environ else ['python']
     if not saved:
-        return shlex.join(['python', *argv])
+        return shlex.join([*start, *argv])
     arguments = iter(argv)
     kept = []
     for argument in arguments:
@@ -98,7 +99,7 @@ def resume_command(argv: list[str], saved: bool) -> str:
             next(arguments)
         elif not argument.startswith('--resume='):
             kept.append(argument)
-    return shlex.join(['python', *kept, '--resume', 'auto'])
+    return shlex.join([*start, *kept, '--resume', 'auto'])
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     if first >= opt.epochs:
         if not devices.rank():
             folder.complete_log()
-        process.say(f'{folder.source}: all {opt.epochs} epochs are done')
+            process.say(f'{folder.source}: all {opt.epochs} epochs are done')
         return
     where = train_loader.device
     scaler = torch.amp.GradScaler(where.type)
@@ -315,8 +315,9 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         raise InputError(f'--batch_size {opt.batch_size} takes more memory than there is; {folder.last()}: '
                          'give a smaller one, or share it among devices by --ngpu') from None
     except (KeyboardInterrupt, SystemExit):
-        process.say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
-                    f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
+        if not devices.rank():
+            process.say(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
+                        f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
         raise
     finally:
         folder.close()

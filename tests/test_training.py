@@ -358,6 +358,12 @@ def test_resume_command(given, kept):
     assert shlex.split(again) == ['python', 'some where/cifar.py', *given]
 
 
+def test_resume_command_of_torchrun(monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    command = process.resume_command(['cifar.py', '--save', 'x'], True)
+    assert command == 'torchrun ... cifar.py --save x --resume auto'
+
+
 @pytest.mark.parametrize('in_test', [False, True])
 def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
     run = Regression(tmp_path / 'run', *ARGUMENTS)
