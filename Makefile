@@ -39,7 +39,7 @@ test: .venv/.installed-dev  ## run the tests, two files at once; ARGS='-k name' 
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-fail-under=90)
 
 test-distributed: .venv/.installed-dev  ## every test of several ranks, and how far they are from one
-	@$(VENV_PYTHON) -m pytest tests/test_devices.py tests/test_elastic.py tests/test_imagenet.py -k 'rank or machines or restart or two_ranks'
+	@$(VENV_PYTHON) -m pytest -m ranks
 
 faults: .venv/.installed-dev  ## kill, stop, damage and starve runs, 200 times, and see that they go on
 	@$(VENV_PYTHON) -m tests.faults --rounds 200

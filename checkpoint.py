@@ -308,7 +308,9 @@ class Folder:
     def complete_log(self) -> None:
         """Add the line that a kill between the last checkpoint and its log left out."""
         if self.saved and (not self.log.exists() or len(read_log(self.log)) < len(self.epochs)):
+            self.create()
             write_log(self.log, self.epochs)
+            self.close()
 
     def last(self) -> str:
         """Where the last checkpoint is, for messages."""

@@ -9,6 +9,7 @@ several machines. Each rank computes its part of every batch; DistributedDataPar
 import argparse
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ import utils
 from utils import InputError, Network, Params
 
 T = TypeVar('T')
+LOST = 3  # status of a rank that ends because another one is gone, or hangs
+WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
 DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
 
 
@@ -92,10 +95,16 @@ def is_rank() -> bool:
     return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
 
 
+def is_lost(e: Exception) -> bool:
+    """Whether an error says that another rank is gone, or hangs, as gloo, NCCL and their store say it."""
+    return is_rank() and (isinstance(e, dist.DistError) or '/gloo/' in str(e)) and re.search(
+        'peer|remote|timed? ?out|broken pipe|got 0 bytes', str(e), re.IGNORECASE) is not None
+
+
 def launch(opt: argparse.Namespace) -> None:
     """Start --ngpu ranks of this script, wait for them and end with their status; return if there is one.
 
-    Rank 0 writes to the terminal. If another one fails first, its last line is shown.
+    Rank 0 writes to the terminal. If another one fails first, what it said last is shown.
     """
     if opt.ngpu == 1 or is_rank():
         return
@@ -103,7 +112,7 @@ def launch(opt: argparse.Namespace) -> None:
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(opt.ngpu),
-              'LOCAL_WORLD_SIZE': str(opt.ngpu)}
+              'LOCAL_WORLD_SIZE': str(opt.ngpu), WATCHED: '1'}
     if 'OMP_NUM_THREADS' not in os.environ:  # ranks on one CPU share its cores
         shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.ngpu, 1))
     with contextlib.ExitStack() as files:
@@ -114,10 +123,15 @@ def launch(opt: argparse.Namespace) -> None:
             environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
             started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
         failed, status = _wait(started)
-        if failed and started[0].returncode != status:
+        if status < 0:
+            by = signal.Signals(-status).name
+            print(f'rank {failed} was ended by {by}: all have ended', file=sys.stderr)
+        elif status == LOST:
+            print(f'rank {failed} waited for another one, which hangs: all have ended', file=sys.stderr)
+        elif failed and started[0].returncode != status:
             outputs[failed].seek(0)
-            said = outputs[failed].read().splitlines() or [f'rank {failed} was ended, status {status}']
-            print(said[-1], file=sys.stderr)
+            said = outputs[failed].read().strip() or f'rank {failed} has ended with status {status}'
+            print(said if 'Traceback' in said else said.split('\n')[-1], file=sys.stderr)
     sys.exit(128 - status if status < 0 else status)
 
 
@@ -130,8 +144,8 @@ def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
             if failed is not None:
                 time.sleep(2)  # what ails one often ails rank 0 too, which then says it
                 states = [p.poll() for p in started]
-                # A rank that has lost another one, status 1, may be seen to fail before it.
-                why = (i for i, state in enumerate(states) if state not in (None, 0, 1))
+                # A rank that has lost another one may be seen to fail before it.
+                why = (i for i, state in enumerate(states) if state not in (None, 0, LOST))
                 return (i := next(why, failed)), states[i] or 0
             if None not in states:
                 return 0, 0
@@ -165,12 +179,22 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
         # Its store still has the addresses of the ranks before a restart, which new ones would try.
         store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
         more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
+    else:
+        _note_of_restarts()
     dist.init_process_group('nccl' if cuda else 'gloo', **more)
     yield where
     # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
     # waits for their end. A rank that fails does not wait for the others at all (process.script).
     time.sleep(0.2)
     dist.destroy_process_group()
+
+
+def _note_of_restarts() -> None:
+    """Of several machines each counts its restarts: no number tells new ranks' addresses from old ones."""
+    if os.environ['RANK'] == '0' and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and (
+            os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0') != '0'):
+        print('note: a restart by torchrun may fail on several machines: set '
+              'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them', file=sys.stderr)
 
 
 def of_first_rank(make: Callable[[], T]) -> T:

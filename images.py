@@ -32,7 +32,8 @@ SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of w
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
 SCALE, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # of a window's area in the image, and of its width to its height
 MAX_PIXELS = 64_000_000
-MAX_PIXELS_PER_BYTE = 100  # from 4,000,000 pixels; a photograph has 1 to 20, JPEG's densest 60
+FREE_PIXELS = 16_000_000  # however small the file
+MAX_PIXELS_PER_BYTE = 1000  # of more than FREE_PIXELS; photographs have 1 to 60, scans of text up to 700
 MAX_SIDE = 65_535  # JPEG's; PIL takes memory for each row
 MAX_SCANS = 200  # of a JPEG, which is gone through for each; common are 1 to 12
 TRIES = 100  # damaged images in a row, after which the fault lies elsewhere
@@ -59,7 +60,7 @@ def decode(content: bytes) -> Tensor:
                 raise Damaged(f'its {width}x{height} pixels are more than {MAX_PIXELS:,}')
             if max(width, height) > MAX_SIDE:
                 raise Damaged(f'its {width}x{height} pixels are too long and thin')
-            if width * height > max(4_000_000, MAX_PIXELS_PER_BYTE * len(content)):
+            if width * height > max(FREE_PIXELS, MAX_PIXELS_PER_BYTE * len(content)):
                 raise Damaged(f'its {width}x{height} pixels are too many for {len(content):,} bytes')
             if image.format in ('JPEG', 'MPO') and content.count(b'\xff\xda') > MAX_SCANS:
                 raise Damaged(f'it has more than {MAX_SCANS} scans')

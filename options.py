@@ -151,6 +151,9 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error('--student_params is for --evaluate; to go on with a run, add --resume')
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
+    for name in ('max_hours', 'tensorboard'):
+        if opt.evaluate and getattr(opt, name):
+            parser.error(f'--{name} is for training: leave it out beside --evaluate')
     if opt.tensorboard and not importlib.util.find_spec('tensorboard'):
         parser.error('--tensorboard needs a package that is not installed: pip install tensorboard')
     learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]

@@ -6,12 +6,12 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import re
 import resource
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ def script(main: Callable[[], None]) -> None:
     A run that --max_hours ends has status 75, 'try again later', so that nothing goes on as if it were done;
     under torchrun, which would start it again at once, 0.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
+        signal.signal(signal.SIGINT, _stop)
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -58,10 +60,21 @@ def script(main: Callable[[], None]) -> None:
             _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
-        # As the ranks' library says of another one that is gone, or that hangs.
-        if devices.ranks() == 1 or not re.search('peer|remote process|timed? ?out', str(e), re.IGNORECASE):
+        if not devices.is_lost(e):
             raise
-        _end(say(f'{name}: rank {devices.rank()} has lost another rank', 1))
+        if devices.WATCHED not in os.environ:  # else devices.launch tells which one
+            say(f'{name}: rank {os.environ["RANK"]} has lost another rank, or waited too long for one that '
+                'hangs')
+        time.sleep(1)  # torchrun tells of the first rank that it sees fail: not of this one
+        _end(devices.LOST)
+
+
+def _stop(number: int, _: Any) -> None:
+    """SIGTERM or Ctrl-C. The process that waits for ranks sends them SIGTERM after a Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it would cut off what is said of the first
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def is_out_of_memory(e: Exception) -> bool:
@@ -90,8 +103,9 @@ def say_once(sentence: str, status: int = 0) -> int:
 
 def resume_command(argv: list[str], saved: bool) -> str:
     """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
+    start = ['torchrun', '...'] if 'TORCHELASTIC_RUN_ID' in os.environ else ['python']
     if not saved:
-        return shlex.join(['python', *argv])
+        return shlex.join([*start, *argv])
     arguments = iter(argv)
     kept = []
     for argument in arguments:
@@ -99,7 +113,7 @@ def resume_command(argv: list[str], saved: bool) -> str:
             next(arguments)
         elif not argument.startswith('--resume='):
             kept.append(argument)
-    return shlex.join(['python', *kept, '--resume', 'auto'])
+    return shlex.join([*start, *kept, '--resume', 'auto'])
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

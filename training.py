@@ -28,6 +28,7 @@ import utils
 from checkpoint import Folder
 from data import Sample
 from method import ADAPTOR, Method, Output
+from progress import Board, Pace, Progress
 from utils import InputError, Network, Params
 
 Loader = data.Loader | images.Loader
@@ -241,8 +242,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     begun = 0.0  # when training in an epoch began, by a clock that nobody sets
     meters, bar, board = Meters(topk), None, None
     if opt.tensorboard and not devices.rank():
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and a package of its own
-        board = SummaryWriter(folder.path, purge_step=first + 1)
+        board = Board(folder.path, first + 1)
 
     def on_start(state: dict[str, Any]) -> None:
         state['epoch'] = first
@@ -283,9 +283,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                          'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
                          'options': vars(opt) | {'num_classes': num_classes}})
             if board:
-                for name, value in scalars(result).items():
-                    board.add_scalar(name, value, epoch)
-                board.flush()
+                board.add(result)
         pace.add()
         left = opt.epochs - epoch
         if not devices.rank():
@@ -305,15 +303,18 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     for hook in (on_start, on_start_epoch, on_forward, on_end_epoch):
         engine.hooks[hook.__name__] = hook
     try:
-        engine.train(step, train_loader, opt.epochs, optimizer)
-    except process.Diverged as e:
-        raise process.Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: '
-                               'try a lower --lr') from None
-    except (MemoryError, RuntimeError) as e:
-        if not process.is_out_of_memory(e):
-            raise
-        raise InputError(f'--batch_size {opt.batch_size} takes more memory than there is; {folder.last()}: '
-                         'give a smaller one, or share it among devices by --ngpu') from None
+        try:
+            engine.train(step, train_loader, opt.epochs, optimizer)
+        except process.Diverged as e:
+            raise process.Diverged(f'{e} in epoch {train_loader.epoch}; {folder.last()}: '
+                                   'try a lower --lr') from None
+        except (MemoryError, RuntimeError) as e:
+            if not process.is_out_of_memory(e):
+                raise
+            raise InputError(f'--batch_size {opt.batch_size} takes more memory than there is; '
+                             f'{folder.last()}: give a smaller one, or share it among devices by --ngpu'
+                             ) from None
+    # Outside of the other: of a rank that Ctrl-C ended sooner this one may hear before its own Ctrl-C.
     except (KeyboardInterrupt, SystemExit):
         process.say_once(f'stopped in epoch {train_loader.epoch}; {folder.last()}; '
                          f'go on with: {process.resume_command(sys.argv, bool(folder.saved))}')
@@ -324,56 +325,3 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
             bar.close()
         if board:
             board.close()
-
-
-def scalars(result: dict[str, Any]) -> dict[str, float]:
-    """What TensorBoard draws of an epoch: its numbers, and the mean of each group of each loss."""
-    values = {name: value for name, value in result.items() if isinstance(value, int | float)}
-    del values['epoch']
-    for name, losses in result.items():
-        if name.endswith('_losses'):
-            values |= {f'{name}/{i}': mean for i, (mean, _) in enumerate(losses)}
-    return values
-
-
-class Pace:
-    """How long epochs take, from now on."""
-
-    def __init__(self) -> None:
-        self.begun = self.last = time.monotonic()
-        self.longest, self.epochs = 0.0, 0
-
-    def add(self) -> None:
-        """An epoch has ended."""
-        now = time.monotonic()
-        self.longest, self.last = max(self.longest, now - self.last), now
-        self.epochs += 1
-
-    def seconds(self, epochs: int) -> float:
-        """That so many epochs will take."""
-        return epochs * (self.last - self.begun) / self.epochs
-
-    def is_up(self, hours: float) -> bool:
-        """Whether another epoch, as long as the longest, would end later than that."""
-        return self.last + self.longest - self.begun > 3600 * hours
-
-
-class Progress:
-    """A bar with loss and images/s on a terminal. The loss comes from a copy that nobody waited for."""
-
-    def __init__(self, loader: Loader, name: str):
-        self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False,
-                        disable=True if devices.rank() else None)
-        self.pinned = torch.zeros((), pin_memory=loader.device.type == 'cuda')
-        self.copied, self.shown = False, time.monotonic()
-
-    def add(self, loss: Tensor, n: int) -> None:
-        if not self.bar.disable and time.monotonic() - self.shown > 0.5:
-            if self.copied:
-                self.bar.set_postfix(loss=f'{self.pinned.item():.3f}', refresh=False)
-            self.pinned.copy_(loss.detach(), non_blocking=True)
-            self.copied, self.shown = True, time.monotonic()
-        self.bar.update(n)
-
-    def close(self) -> None:
-        self.bar.close()

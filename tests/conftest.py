@@ -41,11 +41,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Figures that tests measured, by record_property('measured', ...)."""
-    for report in terminalreporter.stats.get('passed', []):
-        for name, value in report.user_properties:
-            if name == 'measured':
-                terminalreporter.write_line(value)
+    """A table in Markdown of what tests measured, a row for each record_property('row', {column: value})."""
+    rows = [value for report in terminalreporter.stats.get('passed', [])
+            for name, value in report.user_properties if name == 'row']
+    if rows:
+        for cells in (rows[0], ['---'] * len(rows[0]), *(row.values() for row in rows)):
+            terminalreporter.write_line(f'| {" | ".join(map(str, cells))} |')
 
 
 @pytest.fixture(autouse=True)

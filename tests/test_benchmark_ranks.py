@@ -1,9 +1,11 @@
 """Ranks: fit and model by figures worked by hand, two ranks that measure, and options that are refused."""
 import argparse
+import json
 import multiprocessing
 
 import pytest
 import torch
+from conftest import ROOT
 
 import resnet
 from tools import benchmark
@@ -58,6 +60,11 @@ def test_step_of_the_model(n, more, exposed):
     assert ranks.model_step(options_with(**SLOW | more), n, 90) == pytest.approx((0.1 + exposed, exposed))
 
 
+def test_a_fit_to_noise_is_none():
+    assert ranks.fit(2, [4, 8], [1.1e-4, 1e-4]) is None and ranks.fit(2, [4, 8], [1e-4, 1e-4]) is None
+    assert ranks.fit(2, [4, 8], [1e-4, 1.1e-4]) is not None
+
+
 def test_hours_of_the_model():
     """ImageNet has 5005 batches of 256 and 1252 of 1024, 100 epochs; a batch of 256 takes a second."""
     opt = options_with(gpu_images_per_second=256, fixed_ms=0, latency_us=0, link_gbytes=1e9)
@@ -67,6 +74,13 @@ def test_hours_of_the_model():
         0.25, 34.76, 139.0, 1]
     assert [scaled['step_seconds'], scaled['hours'], scaled['gpu_hours']] == [1, 34.78, 139.1]
     assert scaled['efficiency'] == pytest.approx(5005 / 5008, abs=1e-4)
+
+
+def test_the_published_model_is_this_one():
+    found = json.loads((ROOT / 'results' / 'scaling' / 'ranks_cpu.json').read_text())
+    opt = options_with(**{name: found['assumed'][name] for name in ranks.ASSUMED})
+    for rows in found['model'].values():
+        assert rows == [ranks.modelled(opt, row['gpus'], row['batch']) for row in rows]
 
 
 def test_what_a_batch_does_not_shorten_costs_efficiency():

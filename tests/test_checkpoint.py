@@ -383,6 +383,21 @@ def test_two_processes_do_not_share_a_folder(tmp_path, begun):
     mine.create()  # at once: the lock went with its process
 
 
+def test_a_log_is_not_completed_while_another_run_writes(tmp_path):
+    """A kill between checkpoint and log; then two runs start, the second with no epoch left to do."""
+    run = make_run(tmp_path / 'run')
+    lines = (run / 'log.txt').read_text().splitlines(keepends=True)
+    (run / 'log.txt').write_text(''.join(lines[:-1]))
+    mine = Folder(options(run, 'auto'))
+    with other_process(run) as process:
+        with pytest.raises(InputError, match='belongs to another run'):
+            mine.complete_log()
+        process.kill()
+    assert (run / 'log.txt').read_text() == ''.join(lines[:-1])
+    mine.complete_log()
+    assert (run / 'log.txt').read_text() == ''.join(lines) and mine.lock is None
+
+
 def test_a_run_that_another_has_carried_on_meanwhile(tmp_path):
     run = make_run(tmp_path / 'run')
     late = Folder(options(run, 'auto')), Folder(options(tmp_path / 'new'))

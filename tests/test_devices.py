@@ -1,8 +1,11 @@
 """Ranks: several gloo processes on a CPU train and evaluate as one process does."""
+import contextlib
 import datetime
+import fnmatch
 import functools
 import multiprocessing
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from conftest import ROOT, log_of
 from test_cifar import N_TEST, N_TRAIN, SMALL, small  # noqa: F401
 
@@ -23,17 +27,47 @@ import devices
 import process
 import resnet
 import shapes
+import utils
 from method import method
 from utils import InputError
 
 
-def rank_of(n, rank, port, fixed_bn, script, arguments, folder):
-    """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
+def ranks_of(pid: int) -> dict[str, int]:
+    """The processes below a process that are ranks, by number."""
+    found = {}
+    for task in Path(f'/proc/{pid}/task').glob('*/children'):
+        for child in task.read_text().split():
+            words = Path(f'/proc/{child}/environ').read_text().split('\0')
+            found |= {word.removeprefix('RANK='): int(child) for word in words if word.startswith('RANK=')}
+    return found
+
+
+def become(n, rank, port, **more):
+    """A rank, in a fork, which has none of the threads that its parent may have."""
     torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
+                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), **more}
+
+
+def start(n, target, *arguments):
+    """Processes of target(n, rank, port, *arguments), for all of which torch is imported already."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context('fork')
+    started = [context.Process(target=target, args=(n, rank, port, *arguments)) for rank in range(n)]
+    for each in started:
+        each.start()
+    return started
+
+
+def rank_of(n, rank, port, plain, fixed_bn, script, arguments, folder):
+    """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
+    if plain:
+        torch.set_num_threads(1)
+    else:
+        become(n, rank, port)
     own = Path(folder, f'machine{rank}')  # where there is one
     os.chdir(own if own.exists() else folder)
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
     if fixed_bn:
         script.method = functools.partial(method, fixed_bn=True)
@@ -42,45 +76,112 @@ def rank_of(n, rank, port, fixed_bn, script, arguments, folder):
 
 
 def run(n, *arguments, folder, fixed_bn=False, script=cifar, status=0):
-    """A script with n ranks, without the start of Python for each."""
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context('fork')  # for all of them torch is imported already
-    started = [context.Process(target=rank_of, args=(n, rank, port, fixed_bn, script, arguments, folder))
-               for rank in range(n)]
+    """A script with n ranks, without the start of Python for each; 0: in a plain process, without ranks."""
+    started = start(n or 1, rank_of, n == 0, fixed_bn, script, arguments, folder)
+    end = time.monotonic() + 120
     for each in started:
-        each.start()
+        each.join(max(end - time.monotonic(), 0))
+    found = [each.exitcode for each in started]
     for each in started:
-        each.join(120)
-        assert each.exitcode == status
+        each.kill()  # one that waits for another that is gone
+    assert found == [status] * len(started)
 
 
+def most(a, b):
+    """The largest difference of an element of two dictionaries of tensors."""
+    assert a.keys() == b.keys()
+    return max((t - b[name]).abs().max().item() for name, t in a.items())
+
+
+def row(ranks, deviation, of_move, loss):
+    """Of the table that `make test-distributed` prints."""
+    return {'ranks': ranks, 'largest deviation of a weight': f'{deviation:.1e}',
+            'as part of the largest move': f'{of_move:.1e}',
+            "of an epoch's loss, relative": '' if loss is None else f'{loss:.1e}'}
+
+
+@pytest.mark.ranks
 def test_ranks_train_as_one_process(tmp_path, record_property):
-    """192 images in batches of 55, 55, 55 and 27, 12 steps; evaluation of 100: not divisible by 3 either."""
+    """192 images in batches of 55, 55, 55 and 27, 12 steps; evaluation of 100: not divisible by 3 either.
+
+    A fifth run has another number of ranks in each of its three epochs.
+    """
     _, teacher = resnet.wide_resnet(10, 0.25, 10)
     torch.save(teacher, tmp_path / 'teacher.pth')
-    runs = {}
-    for n in (1, 2, 3, 4):
-        run(n, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
-            '--beta', '1e3', '--alpha', '0.5', '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
-        assert sorted(os.listdir(tmp_path / str(n))) == ['.lock', 'log.txt', 'model.pt7']
-        runs[n] = log_of(tmp_path / str(n)), checkpoint.read(tmp_path / str(n) / 'model.pt7')['params']
-    one_log, one = runs[1]
-    assert one_log[-1]['train_loss'] < 0.98 * one_log[0]['train_loss']  # something was learned
-    for n in (2, 3, 4):
-        log, params = runs[n]
-        deviation = max((t - one[name]).abs().max().item() for name, t in params.items())
-        record_property('measured', f'{n} ranks against 1, BN fixed, 12 steps: {deviation:.1e} apart')
-        for name, t in params.items():
-            torch.testing.assert_close(t, one[name], rtol=1e-5, atol=1e-5)
+    command = [*SMALL, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth', '--beta', '1e3',
+               '--alpha', '0.5', '--resume', 'auto']
+    runs = {'one process': [0], '1': [1], '2': [2], '3': [3], '4': [4], '2, then 3, then 1': [2, 3, 1]}
+    for name, numbers in runs.items():
+        for epochs, n in zip([3] if len(numbers) == 1 else [1, 2, 3], numbers, strict=True):
+            run(n, *command, '--epochs', epochs, '--ngpu', n or 1, '--save', name, folder=tmp_path,
+                fixed_bn=True)
+        assert sorted(os.listdir(tmp_path / name)) == ['.lock', 'log.txt', 'model.pt7']
+    logs = {name: log_of(tmp_path / name) for name in runs}
+    params = {name: checkpoint.read(tmp_path / name / 'model.pt7')['params'] for name in runs}
+    one_log, one = logs.pop('one process'), params.pop('one process')
+    torch.manual_seed(1)
+    moved = most(one, resnet.wide_resnet(10, 0.25, 10)[1])
+    assert one_log[-1]['train_loss'] < 0.98 * one_log[0]['train_loss'] and moved > 1e-3  # it has learned
+    for name, log in logs.items():
+        expected = runs[name] if len(runs[name]) == 3 else runs[name] * 3
+        assert [e['ranks'] for e in log] == expected and {e['ranks'] for e in one_log} == {1}
+        deviation = most(params[name], one)
+        loss = max(abs(a[key] / b[key] - 1) for a, b in zip(log, one_log, strict=True)
+                   for key in ('train_loss', 'test_loss'))
+        record_property('row', row(name, deviation, deviation / moved, loss))
+        assert deviation < 1e-5 and deviation < 1e-3 * moved and loss < 1e-5
         for a, b in zip(log, one_log, strict=True):
-            assert (a['ranks'], b['ranks']) == (n, 1)
-            for key in ('train_loss', 'test_loss'):
-                assert a[key] == pytest.approx(b[key], rel=1e-5)
             assert [m for m, _ in a['at_losses']] == pytest.approx([m for m, _ in b['at_losses']], rel=1e-4)
             assert (a['train_acc'], a['test_acc']) == (b['train_acc'], b['test_acc'])
 
 
+@pytest.mark.ranks
+def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
+    """BN as usual, 12 steps of 3 ranks, beside one process that computes the parts in turn.
+
+    The gradient is the mean over all images; the statistics that are kept are those of rank 0.
+    """
+    run(3, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--ngpu', 3, '--save', 'run',
+        folder=tmp_path)
+    saved = checkpoint.read(tmp_path / 'run' / 'model.pt7')['params']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, 'N_TRAIN', N_TRAIN)
+        patch.setattr(shapes, 'N_TEST', N_TEST)
+        split, test = data.load('shapes', '', torch.device('cpu'))
+    opt = cifar.parse([*SMALL, '--save', 'unused'])
+    torch.manual_seed(opt.seed)
+    f, params = resnet.wide_resnet(10, 0.25, 10)
+    initial = {name: t.clone() for name, t in params.items()}
+    trained = list(utils.trainable(params).values())
+    momenta = [torch.zeros_like(t) for t in trained]
+    loaders = [data.Loader(split, 55, opt.seed, opt.randomcrop_pad, rank, 3) for rank in range(3)]
+    for epoch in (1, 2, 3):
+        for loader in loaders:
+            loader.epoch = epoch
+        for parts in zip(*loaders, strict=True):
+            loss = 0
+            for rank, part in enumerate(parts):
+                with contextlib.ExitStack() as stack:
+                    if rank:
+                        stack.enter_context(utils.statistics_aside(params))
+                    y, _ = f(part.x, params, True)
+                loss = loss + F.cross_entropy(y, part.labels, reduction='sum')
+            gradients = torch.autograd.grad(loss / sum(len(part.labels) for part in parts), trained)
+            with torch.no_grad():
+                for t, m, g in zip(trained, momenta, gradients, strict=True):
+                    m.mul_(0.9).add_(g + opt.weight_decay * t)
+                    t.sub_(1e-3 * m)
+    with torch.no_grad():
+        y, _ = f(data.normalize(test.images), saved, False)
+    told = log_of(tmp_path / 'run')[-1]['test_loss']
+    assert told == pytest.approx(F.cross_entropy(y, test.labels).item(), rel=1e-5)  # by all ranks
+    params = {name: t.detach() for name, t in params.items()}
+    deviation, moved = most(saved, params), most(params, initial)
+    record_property('row', row('3, BN of each rank, by hand', deviation, deviation / moved, None))
+    assert deviation < 1e-5 and deviation < 1e-3 * moved
+
+
+@pytest.mark.ranks
 def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
     """Adaptors are trained by all ranks; gradients of gradients pass through a rank's own images only."""
     _, teacher = resnet.wide_resnet(10, 0.5, 10)
@@ -102,6 +203,7 @@ def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
         assert means[1] == pytest.approx(means[0], rel=1e-4) and all(means[0])
 
 
+@pytest.mark.ranks
 def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
     """BN as usual: the saved statistics, of rank 0, are what all ranks evaluate by."""
     command = [*SMALL, '--save', 'run', '--resume', 'auto']
@@ -118,6 +220,7 @@ def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
     assert f'test loss {log[2]["test_loss"]:.4f} accuracy {log[2]["test_acc"]:.2f}' in outputs[0]
 
 
+@pytest.mark.ranks
 def test_machines_without_the_folder_of_rank_0(tmp_path):
     """Two ranks, each in a folder of its own: the run goes on from what the first has saved."""
     whole, run_ = tmp_path / 'whole', tmp_path / 'run'
@@ -135,9 +238,7 @@ def test_machines_without_the_folder_of_rank_0(tmp_path):
 
 def download(n, rank, port, folder):
     """Of two machines with two ranks each."""
-    torch.set_num_threads(1)
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank % 2), 'WORLD_SIZE': str(n),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    become(n, rank, port, LOCAL_RANK=str(rank % 2))
     dist.init_process_group('gloo')
     with devices.first_rank_first():
         for what in ('begins', 'ends'):
@@ -145,18 +246,13 @@ def download(n, rank, port, folder):
                 f.write(f'{rank} {what}\n')
             time.sleep(0.2)
     dist.barrier()
-    time.sleep(0.2)
+    time.sleep(0.2)  # as in devices.start
     dist.destroy_process_group()
 
 
-def test_the_first_rank_of_each_machine_goes_first(tmp_path):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context('fork')
-    started = [context.Process(target=download, args=(4, rank, port, tmp_path)) for rank in range(4)]
-    for each in started:
-        each.start()
-    for each in started:
+@pytest.mark.ranks
+def test_the_first_rank_of_a_machine_goes_first(tmp_path):
+    for each in start(4, download, tmp_path):
         each.join(60)
         assert each.exitcode == 0
     lines = (tmp_path / 'order').read_text().splitlines()
@@ -166,9 +262,7 @@ def test_the_first_rank_of_each_machine_goes_first(tmp_path):
 
 def sleeper(n, rank, port, folder):
     """Rank 0 computes; rank 1 is there, and then hangs. The time to wait for it is cut to seconds."""
-    torch.set_num_threads(1)
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    become(n, rank, port)
     dist.init_process_group = functools.partial(dist.init_process_group,
                                                 timeout=datetime.timedelta(seconds=6))
     os.chdir(folder)
@@ -179,18 +273,28 @@ def sleeper(n, rank, port, folder):
     process.script(cifar.main)
 
 
+@pytest.mark.ranks
 def test_a_rank_that_hangs_is_given_up(tmp_path):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context('fork')
-    ranks = [context.Process(target=sleeper, args=(2, rank, port, tmp_path)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
+    ranks = start(2, sleeper, tmp_path)
     ranks[0].join(100)
-    assert ranks[0].exitcode == 1
-    assert (tmp_path / 'err0').read_text().splitlines()[-1] == 'cifar.py: rank 0 has lost another rank'
-    ranks[1].kill()
-    ranks[1].join()
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    assert ranks[0].exitcode == devices.LOST
+    assert (tmp_path / 'err0').read_text().splitlines() == [
+        'cifar.py: rank 0 has lost another rank, or waited too long for one that hangs']
+
+
+@pytest.mark.parametrize(('rank', 'store', 'restarts', 'noted'), [
+    ('0', 'True', '3', True), ('1', 'True', '3', False), ('0', 'False', '3', False),
+    ('0', 'True', '0', False)])
+def test_restarts_on_several_machines(monkeypatch, capsys, rank, store, restarts, noted):
+    """In the environment that torchrun gives with and without TORCH_DISABLE_SHARE_RDZV_TCP_STORE."""
+    for name, value in (('RANK', rank), ('TORCHELASTIC_USE_AGENT_STORE', store),
+                        ('TORCHELASTIC_MAX_RESTARTS', restarts)):
+        monkeypatch.setenv(name, value)
+    devices._note_of_restarts()
+    assert ('TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in capsys.readouterr().err) == noted
 
 
 def test_devices_that_are_not_there_are_told_once(monkeypatch):
@@ -212,35 +316,99 @@ def test_waiting_for_ranks_sees_any_of_them_fail():
     assert devices._wait(started) == (2, 3) and time.monotonic() - begin < 30
     assert started[0].returncode == -signal.SIGTERM
     assert devices._wait([start('pass'), start('pass')]) == (0, 0)
-    assert devices._wait([start('import sys; sys.exit(1)'), start('import sys; sys.exit(2)')]) == (1, 2)
+    lost = f'import sys; sys.exit({devices.LOST})'
+    assert devices._wait([start(lost), start('import sys; sys.exit(2)')]) == (1, 2)
     assert devices._wait([start('import sys; sys.exit(1)'), start('pass')]) == (0, 1)
 
 
+KILLED = 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)'
+LOST = f'import sys; sys.exit({devices.LOST})'
+
+
+@pytest.mark.parametrize(('first', 'second', 'status', 'told'), [
+    (KILLED, LOST, 128 + 9, 'rank 0 was ended by SIGKILL: all have ended'),
+    (LOST, KILLED, 128 + 9, 'rank 1 was ended by SIGKILL: all have ended'),
+    (LOST, 'import time; time.sleep(600)', devices.LOST,
+     'rank 0 waited for another one, which hangs: all have ended'),
+    (LOST, 'import sys; print("note", file=sys.stderr); sys.exit("error")', 1, 'error'),
+    (LOST, 'import sys; sys.exit(143)', 143, 'rank 1 has ended with status 143'),
+    (LOST, '1 / 0', 1, 'Traceback*ZeroDivisionError: division by zero'),
+    ('import sys; sys.exit("error")', LOST, 1, 'error'),
+    ('import sys; sys.exit("error")', 'import sys; sys.exit("error")', 1, 'error'),
+])
+def test_why_ranks_end_is_told_once(tmp_path, monkeypatch, capfd, first, second, status, told):
+    """Ranks that import nothing; one that has lost another says nothing itself."""
+    script = tmp_path / 'script.py'
+    script.write_text(f'import os\nexec([{first!r}, {second!r}][int(os.environ["RANK"])])\n')
+    monkeypatch.setattr(sys, 'argv', [str(script)])
+    with pytest.raises(SystemExit) as end:
+        devices.launch(cifar.parse([*SMALL, '--save', 'x', '--ngpu', '2']))
+    assert end.value.code == status
+    assert fnmatch.fnmatch(capfd.readouterr().err.strip(), told)
+
+
+@pytest.mark.ranks
 def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811
     done = run_script('cifar.py', *SMALL, '--save', '/dev/null/x', '--ngpu', 2, PYTHONPATH=small)
     assert done.returncode == 2
     assert '/dev/null/x' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.ranks
 def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
     command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
                'x']
     with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=os.environ | {'PYTHONPATH': small, 'OMP_NUM_THREADS': '1'}) as process:
         assert process.stdout.readline().startswith('epoch 1/')
-        children = [int(pid) for pid in subprocess.run(
-            ['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()]
-        found = {word.removeprefix('RANK='): pid for pid in children
-                 for word in Path(f'/proc/{pid}/environ').read_text().split('\0') if word.startswith('RANK=')}
+        found = ranks_of(process.pid)
         assert found.keys() == {'0', '1'}
         start = time.monotonic()
         os.kill(found['1'], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGKILL and time.monotonic() - start < 60
-        assert 'rank 1 was ended, status -9' in err and 'Traceback' not in err
-        for pid in children:
+        assert err.splitlines() == ['rank 1 was ended by SIGKILL: all have ended']
+        for pid in found.values():
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize('group', [True, False])
+def test_ctrl_c_of_ranks_says_how_to_go_on(tmp_path, small, group):  # noqa: F811
+    """A terminal gives it to all of them, a scheduler to the first process alone. Right after an epoch."""
+    command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
+               'x']
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=os.environ | {'PYTHONPATH': small, 'OMP_NUM_THREADS': '1'},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                          start_new_session=True) as process:
+        assert process.stdout.readline().startswith('epoch 1/')
+        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        line, = err.splitlines()
+        assert line.startswith('stopped in epoch ') and line.endswith(
+            f'go on with: python {ROOT}/cifar.py {shlex.join(command[2:])} --resume auto')
+
+
+TORCH_SAYS = {
+    '[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:5] Connection closed by peer [127.0.0.1]:3': True,
+    '[/a/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer.': True,
+    '[/a/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation': True,
+    '[/a/gloo/transport/tcp/pair.cc:9] op.preamble.length <= op.nbytes. 8 vs 4': False,
+    'CUDA error: peer access is not supported between these two devices': False,
+    'some timeout of another library': False}
+
+
+@pytest.mark.parametrize('text', TORCH_SAYS)
+def test_what_torch_says_of_a_rank_that_is_gone(monkeypatch, text):
+    assert not devices.is_lost(RuntimeError(text))  # without ranks
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '1')
+    assert devices.is_lost(RuntimeError(text)) == TORCH_SAYS[text]
+    assert devices.is_lost(dist.DistStoreError('Timed out after 5 seconds waiting for clients. 1/2 joined.'))
+    assert not devices.is_lost(dist.DistNetworkError('The server socket has failed to listen: EADDRINUSE'))
 
 
 # --- shares ------------------------------------------------------------------------------------------------

@@ -3,33 +3,33 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 from conftest import ROOT, log_of
-from test_cifar import SMALL, small  # noqa: F401
+from test_cifar import N_TEST, N_TRAIN, SMALL
+from test_devices import ranks_of
 
 import checkpoint
 
-
-def ranks_of(pid: int) -> dict[str, int]:
-    """The processes below a process that are ranks, by number."""
-    found = {}
-    for task in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in task.read_text().split():
-            words = Path(f'/proc/{child}/environ').read_text().split('\0')
-            found |= {word.removeprefix('RANK='): int(child) for word in words if word.startswith('RANK=')}
-    return found
+pytestmark = pytest.mark.ranks
 
 
-def test_a_run_of_which_a_rank_was_killed_is_started_again(tmp_path, small):  # noqa: F811
+@pytest.mark.parametrize('restarts', [1, 0])
+def test_a_killed_rank(tmp_path, restarts):
+    """With a restart the run ends whole; without one all ends at once, and the same command goes on."""
+    (tmp_path / 'sitecustomize.py').write_text(  # a rank that comes later than rank 0 finds what is left
+        f'import os, shapes, time\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n'
+        'if os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":\n'
+        '    time.sleep(3)\n')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-               '--monitor-interval', '0.2', '--max-restarts', '1', str(ROOT / 'cifar.py'), *SMALL, '--save',
-               'run', '--resume', 'auto', '--lr', '0.01', '--epochs', '8']
+               '--monitor-interval', '0.2', '--max-restarts', str(restarts), str(ROOT / 'cifar.py'), *SMALL,
+               '--save', 'run', '--resume', 'auto', '--lr', '0.01', '--epochs', '8' if restarts else '1000']
     with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=os.environ | {'PYTHONPATH': small, 'OMP_NUM_THREADS': '1'}) as torchrun:
+                          env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}',
+                                            'OMP_NUM_THREADS': '1'}) as torchrun:
         lines = [torchrun.stdout.readline(), torchrun.stdout.readline()]
-        ranks = ranks_of(torchrun.pid)
+        ranks, start = ranks_of(torchrun.pid), time.monotonic()
         assert ranks.keys() == {'0', '1'}
         os.kill(ranks['1'], signal.SIGKILL)
         try:
@@ -40,9 +40,13 @@ def test_a_run_of_which_a_rank_was_killed_is_started_again(tmp_path, small):  # 
     print(*lines, err, sep='\n')
     told = [int(line.split()[1].split('/')[0]) for line in lines if line.startswith('epoch ')]
     log = [e['epoch'] for e in log_of(tmp_path / 'run')]
-    assert told == log == list(range(1, 9))
-    assert checkpoint.read(tmp_path / 'run' / 'model.pt7')['epoch'] == 8
-    assert torchrun.returncode == 0 and 'exitcode' in err
+    assert told == log == list(range(1, len(log) + 1))
+    assert checkpoint.read(tmp_path / 'run' / 'model.pt7')['epoch'] == len(log)
+    assert 'exitcode: -9' in err and err.count('cifar.py: ') == err.count('rank 0 has lost another rank') == 1
+    if restarts:
+        assert torchrun.returncode == 0 and len(log) == 8
+    else:
+        assert torchrun.returncode == 1 and len(log) < 1000 and time.monotonic() - start < 60
     for pid in ranks.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageDraw
 from torchvision import datasets, transforms
 
 import images
@@ -120,6 +120,18 @@ def test_damage():
         damage(bomb)
         assert damage(content(Image.new('1', (9000, 9000)), 'PNG')) == (
             'its 9000x9000 pixels are more than 64,000,000')
+
+
+def test_pictures_of_text_are_small_files_without_damage():
+    """A page of 300 and one of 600 dots per inch, and a screenshot."""
+    for size, lines in (((2480, 3508), 60), ((4960, 7016), 120), ((3840, 2160), 40)):
+        page = Image.new('1', size, 1)
+        for i in range(lines):
+            ImageDraw.Draw(page).text((200, 50 + i * size[1] // (lines + 5)), f'{i}: ' + 'words ' * 60)
+        data = content(page, 'PNG')
+        assert size[0] * size[1] > 100 * len(data)
+        assert images.decode(data).shape == (3, size[1], size[0])
+    assert 'too many for' in damage(content(Image.new('1', (7000, 7000)), 'PNG'))
 
 
 def test_bits_that_fell_over_are_damage_or_an_image():

@@ -49,6 +49,8 @@ def stand_in(job, gpu, threads, parent):
     with open('events', 'a') as f:
         event = save.name, gpu, threads, begin, time.monotonic()
         f.write(json.dumps(event) + '\n')
+    if 'later' in save.name:
+        sys.exit(os.EX_TEMPFAIL)
     if 'bad' in save.name:
         job.out.write_text(f'a note\n{job.words[0]}: error: {save.name[-1]} is bad\n')
         sys.exit(int(save.name[-1]))
@@ -91,6 +93,13 @@ def test_stages_wait_for_all_before(order):
     assert done.status == 0 and events.keys() == {'a_slow', 'b', 'c', 'd'}
     ends, begins = ({name: event[i] for name, event in events.items()} for i in (3, 2))
     assert begins['b'] < ends['a_slow'] <= begins['c'] and ends['c'] <= begins['d']
+
+
+def test_a_run_that_goes_on_later_does_not_hide_one_that_failed(order):
+    done, events = order([line('a_later'), line('b_bad1'), line('c_later')])
+    assert done.status == 1 and len(events) == 3
+    done, _ = order([line('later'), line('d')])
+    assert done.status == os.EX_TEMPFAIL
 
 
 def test_n_at_once_on_gpus_in_turn(order):

@@ -1,4 +1,5 @@
 """Long runs are looked after: time left, --max_hours, TensorBoard, the same bits in every run."""
+import errno
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from test_devices import run
 
 import checkpoint
 import process
+import progress
 import training
 
 
@@ -18,13 +20,13 @@ import training
 def clock(monkeypatch):
     """Time as the list's only number says."""
     now = [1000.0]
-    monkeypatch.setattr(training.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
     return now
 
 
 def test_pace(clock):
     """Epochs of 100, 40 and 70 seconds: 70 on average, 100 at most."""
-    pace = training.Pace()
+    pace = progress.Pace()
     for seconds, left, up_at in ((100, 500, 200), (40, 350, 240), (70, 350, 310)):
         clock[0] += seconds
         pace.add()
@@ -35,13 +37,13 @@ def test_pace(clock):
 
 def slow(monkeypatch, seconds):
     """Each epoch seems to take that long."""
-    add = training.Pace.add
+    add = progress.Pace.add
 
     def add_later(self):
         self.begun -= seconds
         self.last -= seconds
         add(self)
-    monkeypatch.setattr(training.Pace, 'add', add_later)
+    monkeypatch.setattr(progress.Pace, 'add', add_later)
 
 
 def test_max_hours(tmp_path, monkeypatch):
@@ -74,11 +76,11 @@ def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch
     assert done.status == 0 and 'stopped after epoch 1 of 3' in done.err
 
 
+@pytest.mark.ranks
 def test_ranks_stop_together(tmp_path, capfd, monkeypatch):
     run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
         status=75)
-    said = [line for line in capfd.readouterr().err.splitlines() if 'stopped after' in line]
-    assert len(said) == 2  # --ngpu shows that of rank 0 alone, torchrun shows all
+    assert capfd.readouterr().err.count('stopped after epoch 1') == 2  # torchrun shows all
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a')
     run(2, *SMALL, '--epochs', 3, '--save', 'b', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path)
     assert capfd.readouterr().err.count('stopped after epoch 1') == 1
@@ -124,6 +126,27 @@ def test_a_killed_epoch_is_not_drawn_twice(tmp_path):
     events.Reload()
     assert [e.value for e in events.Scalars('train_loss')] == [
         pytest.approx(log_of(tmp_path / 'run')[1]['train_loss'])]
+
+
+def test_a_disk_that_is_full_ends_the_drawing_alone(tmp_path, monkeypatch):
+    """TensorBoard's file cannot be written from its second epoch on; its thread hears of it first."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    write, written = RecordWriter.write, []
+
+    def full(self, data):
+        written.append(data)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+    monkeypatch.setattr(RecordWriter, 'write', full)
+    done = call(*SMALL, '--epochs', 4, '--save', 'run', '--tensorboard', cwd=tmp_path)
+    note = 'note: --tensorboard draws nothing more (No space left on device)\n'
+    assert (done.status, done.err) == (0, note)
+    assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3, 4] and len(written) == 31
+    monkeypatch.setattr(RecordWriter, 'write', write)
+    monkeypatch.setattr(RecordWriter, 'flush', lambda self: full(self, b''))  # from the beginning
+    done = call(*SMALL, '--epochs', 2, '--save', 'other', '--tensorboard', cwd=tmp_path)
+    assert (done.status, done.err.count('note: --tensorboard')) == (0, 1)
 
 
 def test_without_the_package(tmp_path, monkeypatch):

@@ -168,6 +168,8 @@ def test_help_names_every_option(capsys):
     (['--evaluate', '--resume', 'auto'], '--student_params'),
     (['--evaluate', '--save', 'run', '--teacher_id', 'x'], '--teacher_id'),
     (['--evaluate', '--save', 'run', '--beta', '1'], '--beta'),
+    (['--evaluate', '--save', 'run', '--max_hours', '1'], '--max_hours is for training'),
+    (['--evaluate', '--save', 'run', '--tensorboard'], '--tensorboard is for training'),
     (['--evaluate', '--resume', 'x', '--teacher_id', 'x', '--alpha', '0.9'], '--alpha'),
     ([*RUN, '--beta', '1'], '--teacher_id'),
     ([*RUN, '--alpha', '0.5'], '--teacher_id'),

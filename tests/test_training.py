@@ -1,5 +1,4 @@
 """A run: meters, optimizer, schedule, going on, log; each against a reference that uses none of them."""
-import json
 import math
 import shlex
 import subprocess
@@ -9,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import THREADS
+from conftest import THREADS, log_of
 
 import checkpoint
 import cifar
 import data
 import devices
 import process
+import progress
 import resnet
 import shapes
 import training
@@ -34,16 +34,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(THREADS)
-
-
-def strictly(line: str) -> dict:
-    def refuse(constant):
-        raise AssertionError(f'{constant} is no JSON')
-    return json.loads(line, parse_constant=refuse)
-
-
-def log_of(folder) -> list[dict]:
-    return [strictly(line) for line in (folder / 'log.txt').read_text().splitlines()]
 
 
 def pictures(n: int, seed: int, size: int = 32, classes: int = 10, device=CPU) -> data.Images:
@@ -358,6 +348,12 @@ def test_resume_command(given, kept):
     assert shlex.split(again) == ['python', 'some where/cifar.py', *given]
 
 
+def test_resume_command_of_torchrun(monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    command = process.resume_command(['cifar.py', '--save', 'x'], True)
+    assert command == 'torchrun ... cifar.py --save x --resume auto'
+
+
 @pytest.mark.parametrize('in_test', [False, True])
 def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
     run = Regression(tmp_path / 'run', *ARGUMENTS)
@@ -407,7 +403,7 @@ def test_going_on_is_bit_identical(tmp_path, monkeypatch, small, drops):
     options = ['--teacher_id', make_teacher(tmp_path / 'teacher.pt7'), '--beta', '1e3', '--alpha', '0.5',
                '--beta_decay', 'cosine', '--epochs', '4', '--epoch_step', drops, '--lr', '0.05']
     start(monkeypatch, '--save', tmp_path / 'once', *options)
-    add, count = training.Progress.add, []
+    add, count = progress.Progress.add, []
 
     def stop(self, loss, n):
         count.append(n)
@@ -416,7 +412,7 @@ def test_going_on_is_bit_identical(tmp_path, monkeypatch, small, drops):
         add(self, loss, n)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, 'add', stop)
+        patch.setattr(progress.Progress, 'add', stop)
         with pytest.raises(KeyboardInterrupt):
             start(monkeypatch, '--save', tmp_path / 'twice', *options)
     assert [e['epoch'] for e in log_of(tmp_path / 'twice')] == [1, 2]

@@ -162,7 +162,10 @@ def lines(path: Path) -> list[str]:
 
 
 def work(stage: list[Job], opt: argparse.Namespace, gpus: list[str], threads: int) -> int:
-    """Run all of a stage; the largest status of those that failed, else 0. What they say is told once."""
+    """Run all of a stage; the largest status of those that failed, else 75 or 0.
+
+    75: some were stopped by --max_hours. What runs say is told once.
+    """
     fork = multiprocessing.get_context('fork')  # else a run begins with 6 seconds of imports
     waiting, places, running, told, worst = list(stage), list(range(opt.jobs)), {}, set(), 0
     try:
@@ -182,7 +185,8 @@ def work(stage: list[Job], opt: argparse.Namespace, gpus: list[str], threads: in
                 process.join()
                 places.append(place)
                 status, why = ended(job, process.exitcode, time.monotonic() - start)
-                worst = max(worst, status)
+                # A run that is to go on later must not hide one that has failed.
+                worst = max(worst, status, key=lambda s: (s not in (0, os.EX_TEMPFAIL), s))
                 if why and why not in told:
                     print(why, file=sys.stderr, flush=True)
                 told.add(why)

@@ -31,9 +31,8 @@ def by_signal(world: World, sign: int) -> tuple[int, str]:
         started.send(sign)
     done = started.end()
     assert done.status in (STATUS[sign], 0), done
-    if done.status in (130, 143):
-        one_sentence(done, '--resume auto', 'go on with: python cifar.py', 'all 4 epochs are done') \
-            if done.err else None
+    if done.status in (130, 143) and (done.err or done.out):
+        one_sentence(done, 'go on with: python cifar.py')
     lost = sound(folder, done.out)
     goes_on(world, folder)
     return lost, f'{phase}, {when}'
@@ -91,14 +90,15 @@ def full_disk(world: World) -> tuple[int, str]:
 
 
 def full_file_system(world: World) -> tuple[int, str]:
-    """A small tmpfs, filled up but for some room; where none can be mounted, /dev/full takes its place."""
+    """A small tmpfs, filled up but for some room. Root alone can mount it; others get a limit on files."""
     folder = world.copy(world.half)
     room = world.rng.randrange(0, 160_000)
     (folder / 'disk').mkdir()
     mounted = os.system(f'mount -t tmpfs -o size=1m tmpfs {folder}/disk 2>/dev/null') == 0
     try:
         if not mounted:
-            return full_disk(world)
+            lost, limit = full_disk(world)
+            return lost, f'no tmpfs, but a limit of {limit}'
         shutil.copytree(folder / 'run', folder / 'disk' / 'run')
         with contextlib.suppress(OSError), open(folder / 'disk' / 'filler', 'wb', buffering=0) as filler:
             used = sum(p.stat().st_size for p in (folder / 'disk' / 'run').iterdir())

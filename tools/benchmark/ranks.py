@@ -160,12 +160,17 @@ def point(n: int, found: Rounds) -> dict[str, Any]:
 
 def fit(n: int, sizes: Sequence[int], seconds: Sequence[float]) -> dict[str, float] | None:
     """Latency and bandwidth of seconds = latency + traffic(n, bytes) / bandwidth, by least squares of
-    relative errors, since small times are to count as much as large ones; None for a single size."""
+    relative errors, since small times are to count as much as large ones.
+
+    None for a single size, or if noise lets more bytes take no more time.
+    """
     if len(sizes) < 2:
         return None
     times = np.array(seconds)
     columns = np.stack([np.ones(len(times)), [traffic(n, size) for size in sizes]], 1)
     (latency, slope), *_ = np.linalg.lstsq(columns / times[:, None], np.ones(len(times)), rcond=None)
+    if slope * columns[:, 1].max() < 1e-6 * times.max():
+        return None
     return {'latency_seconds': measure.rounded(latency), 'bytes_per_second': measure.rounded(1 / slope)}
 
 

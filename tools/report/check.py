@@ -20,6 +20,7 @@ import torch
 import checkpoint
 import data
 import options
+import process
 import training
 from method import evaluation
 from tools.report import documents, logs
@@ -52,9 +53,12 @@ def check(folder: Path, dataroot: str | None, parse: Callable[[list[str]], argpa
         try:
             for found in function(*arguments):
                 print(f'{name}: {found}', flush=True)
-        except (Fault, InputError) as e:
+        except (Fault, InputError, process.Diverged) as e:
             n_faults += 1
             print(f'{name}: FAULT: {e}', flush=True)
+        except (AttributeError, LookupError, TypeError, ValueError) as e:  # not what a run writes
+            n_faults += 1
+            print(f'{name}: FAULT: a value of another kind ({type(e).__name__}: {e})', flush=True)
     print(f'{len(items)} checked, {n_faults} faults')
     return n_faults
 
@@ -92,7 +96,8 @@ def _epoch(record: dict[str, Any]) -> None:
     """Learning rate and beta are those of the options, and numbers are in their ranges."""
     for name in ('train_loss', 'test_loss', 'train_acc', 'test_acc', 'lr_epoch', 'beta_epoch'):
         value = record.get(name)
-        if not isinstance(value, int | float) or value < 0 or name.endswith('acc') and value > 100:
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (
+                name.endswith('acc') and value > 100):
             raise Fault(f'{name} of epoch {record["epoch"]} is {value}')
     opt = argparse.Namespace(**logs.METHOD | logs.TRAINING | record)
     for name, law in (('lr_epoch', options.lr_at), ('beta_epoch', options.beta_at)):
