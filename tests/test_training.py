@@ -354,6 +354,33 @@ def test_resume_command_of_torchrun(monkeypatch):
     assert command == 'torchrun ... cifar.py --save x --resume auto'
 
 
+MEMORY = {
+    'DefaultCPUAllocator: not enough memory: you tried to allocate 9999999999 bytes.': True,
+    "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried": True,
+    'std::bad_alloc': True, 'mat1 and mat2 shapes cannot be multiplied': False, '': False}
+
+
+@pytest.mark.parametrize('text', MEMORY)
+def test_errors_for_want_of_memory(monkeypatch, capsys, text):
+    def main():
+        raise RuntimeError(text)
+    assert process.is_out_of_memory(RuntimeError(text)) == MEMORY[text]
+    assert process.is_out_of_memory(MemoryError(text)) and process.is_out_of_memory(torch.OutOfMemoryError())
+    monkeypatch.setattr(sys, 'argv', ['a/cifar.py'])
+    with pytest.raises(SystemExit if MEMORY[text] else RuntimeError) as end:
+        process.script(main)
+    if MEMORY[text]:
+        assert end.value.code == 2 and capsys.readouterr().err == (
+            'cifar.py: error: no memory is left: give smaller batches, or end other programs\n')
+
+
+def test_memory_that_torch_cannot_have(monkeypatch):
+    """As torch says it here."""
+    monkeypatch.setattr(sys, 'argv', ['cifar.py'])
+    with pytest.raises(SystemExit, match='2'):
+        process.script(lambda: torch.empty(2**56))
+
+
 @pytest.mark.parametrize('in_test', [False, True])
 def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
     run = Regression(tmp_path / 'run', *ARGUMENTS)

@@ -23,7 +23,7 @@ import torch
 
 from utils import InputError
 
-HANGS, SLOW = 60, 10  # seconds: on the clock without an end, and of computing
+HANGS = 60  # seconds on the clock without an end
 BATCH = 250  # cases in a child
 SLACK = 512 << 20  # addresses that are taken without memory behind them
 LONGEST = 10_000  # characters of a sentence, those that do not print escaped
@@ -43,6 +43,7 @@ class Target(NamedTuple):
     run: Callable[[bytes, Path], None]  # to feed a case, in an empty folder; AssertionError: it ended badly
     factor: int = 16  # bytes of memory that a byte of a case may take
     free: int = 64 << 20  # and that any may
+    seconds: int = 10  # of computing
 
 
 def budget(target: Target, case: bytes) -> int:
@@ -154,7 +155,7 @@ def _one(target: Target, content: bytes, inner: Path, watch: 'Watch') -> str:
     new = _memory('VmHWM')
     if not problem and new - resident > budget(target, content):
         problem = f'takes {new - resident >> 20} MiB for {len(content)} bytes'
-    if not problem and (took := time.process_time() - start) > SLOW:
+    if not problem and (took := time.process_time() - start) > target.seconds:
         problem = f'takes {took:.0f} s'
     return problem
 
