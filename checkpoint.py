@@ -14,7 +14,6 @@ import math
 import os
 import pickletools
 import re
-import socket
 import sys
 import warnings
 import zipfile
@@ -280,7 +279,7 @@ class Folder:
                 print(f'note: {self.path} is on a file system without locks: nothing keeps another run from '
                       'writing there', file=sys.stderr)
             os.truncate(self.lock, 0)
-            os.write(self.lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+            os.write(self.lock, f'process {os.getpid()} on {os.uname().nodename}\n'.encode())
         except OSError as e:
             raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
         if self._found() != self.found:

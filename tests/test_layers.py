@@ -14,7 +14,8 @@ LAYERS = [
     {'weights', 'process'},
     {'options', 'data', 'nin', 'folded'},
     {'images', 'method', 'resnet'},
-    {'training', 'nvjpeg'},
+    {'progress', 'nvjpeg'},
+    {'training'},
     {'cifar', 'imagenet', 'hubconf'},
     {'tools'},
 ]
