@@ -1,11 +1,13 @@
 """Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run;
-how a step grows with its size, how many runs at once are best, and what several ranks cost.
+whether both end with the same test errors; how a step grows with its size, how many runs at once are best,
+and what several ranks cost.
 
     python -m tools.benchmark cifar
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --batch_size 64
     python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
+    python -m tools.benchmark accuracy --teacher_id demo/teacher --seeds [1,2,3]
     python -m tools.benchmark scaling --widths [1,2,4] --batch_sizes [32,64,128]
     python -m tools.benchmark jobs --jobs [1,2,4]
     python -m tools.benchmark ranks --ranks [1,2,4]
@@ -25,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import options
-from tools.benchmark import cifar, imagenet, jobs, loader, ranks, scaling
+from tools.benchmark import accuracy, cifar, imagenet, jobs, loader, ranks, scaling
 
 COMMANDS = {
     'cifar': (cifar, 'Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'),
     'imagenet': (imagenet, 'Step of imagenet.py on random images in memory: ResNet-34 -> ResNet-18.'),
     'loader': (loader, 'Loader of imagenet.py: image files -> batches for the network.'),
+    'accuracy': (accuracy, 'Test errors by cifar.py and by the plain baseline, over seeds.'),
     'scaling': (scaling, 'How the AT step of cifar.py grows with network, batch and data set.'),
     'jobs': (jobs, 'Runs per hour of cifar.py, several at once.'),
     'ranks': (ranks, 'All-reduces and steps of several ranks on this CPU; a model of 1 to 64 GPUs.'),
@@ -43,8 +46,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, (module, description) in COMMANDS.items():
         module.add_options(commands.add_parser(name, description=description))
     opt = parser.parse_args(arguments)
-    if opt.command in ('cifar', 'jobs') and opt.dataset == 'shapes' and opt.dataroot:
+    if opt.command in ('cifar', 'accuracy', 'jobs') and opt.dataset == 'shapes' and opt.dataroot:
         parser.error('--dataroot has no effect on --dataset shapes, which is built in: leave it out')
+    if opt.command == 'accuracy' and len(opt.seeds) < 2:
+        parser.error(f'--seeds {opt.seeds}: a spread needs at least two')
     if opt.command in ('cifar', 'imagenet') and opt.profile and not Path(opt.profile).parent.is_dir():
         parser.error(f'--profile {opt.profile}: there is no folder {Path(opt.profile).parent}; make it first')
     for name in ('widths', 'depths', 'batch_sizes', 'images', 'jobs', 'ranks', 'bytes'):

@@ -131,13 +131,14 @@ def sizes(opt: argparse.Namespace, split: data.Images) -> list[Sample]:
 
 
 class PlainDataset(Dataset):
-    """Uint8 images; each becomes a PIL image that is padded, cropped, mirrored and normalised by itself."""
+    """Uint8 images; each becomes a PIL image that is augmented, if so, and normalised by itself."""
 
-    def __init__(self, split: data.Images):
+    def __init__(self, split: data.Images, augmented: bool = True):
         self.images, self.labels = split.images.cpu().numpy(), split.labels.tolist()
+        drawn = [transforms.Pad(4, padding_mode='reflect'), transforms.RandomCrop(32),
+                 transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose([
-            transforms.Pad(4, padding_mode='reflect'), transforms.RandomCrop(32),
-            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            *drawn * augmented, transforms.ToTensor(),
             transforms.Normalize(*np.array([data.MEAN, data.STD]) / 255)])
 
     def __len__(self) -> int:

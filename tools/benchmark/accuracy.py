@@ -1,0 +1,117 @@
+"""`python -m tools.benchmark accuracy`: test errors of the same seeds, by cifar.py and by the plain baseline.
+
+Attention transfer to WRN-16-1 from a trained teacher. A seed gives both sides the same initial weights, but
+their loaders draw other orders and crops, so that errors differ seed by seed; the means over seeds should
+differ no more than seeds do.
+"""
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+import checkpoint
+import cifar
+import data
+import devices
+import options
+import process
+import resnet
+from data import Sample
+from tools.benchmark import steps
+from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
+from utils import InputError
+
+SCRIPT = Path(__file__).parents[2] / 'cifar.py'
+TESTED = 200  # images in a batch
+
+
+def add_options(parser: options.Parser) -> None:
+    parser.add_argument('--teacher_id', required=True, metavar='RUN', help='as of cifar.py')
+    parser.add_argument('--seeds', type=options.int_list, default='[1,2,3,4,5]')
+    parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
+    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--max_images', type=options.count, default=0, metavar='N', help='as of cifar.py')
+    parser.add_argument('--epochs', type=options.positive_int, default=4)
+    parser.add_argument('--epoch_step', type=options.int_list, default='[2,3,4]')
+    parser.add_argument('--batch_size', type=options.positive_int, default=128)
+    parser.add_argument('--workers', type=options.count, default=0,
+                        help='processes that load images for the baseline')
+    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
+                        help='arithmetic of our networks; the baseline stays float32')
+    parser.add_argument('--compile', action='store_true', help='compile our step; the baseline is not')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+
+
+def run(opt: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        real = [cifar.parse(arguments(opt, seed, Path(folder, str(seed)))) for seed in opt.seeds]
+        device = devices.device(real[0])
+        train_set, test_set = data.load(opt.dataset, opt.dataroot or '.', device, opt.max_images)
+        errors: dict[str, list[float]] = {'ours': [], 'baseline': []}
+        for one in real:
+            errors['ours'].append(by_the_script(arguments(opt, one.seed, one.save), Path(one.save)))
+            errors['baseline'].append(plainly(one, train_set, test_set, opt.workers))
+            print(f'seed {one.seed}: test error {errors["ours"][-1]:.2f} % by cifar.py, '
+                  f'{errors["baseline"][-1]:.2f} % plainly', file=sys.stderr, flush=True)
+    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
+            'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'compile': opt.compile,
+            'dataset': opt.dataset, 'images': [len(s.labels) for s in (train_set, test_set)],
+            'batch': opt.batch_size, 'epochs': opt.epochs, 'epoch_step': opt.epoch_step,
+            'seeds': opt.seeds, 'errors': errors, **compared(**errors)}
+
+
+def arguments(opt: argparse.Namespace, seed: int, save: Path | str) -> list[str]:
+    """Those of cifar.py."""
+    depth, width = STUDENT
+    return list(map(str, [
+        '--save', save, '--seed', seed, '--depth', depth, '--width', width, '--teacher_id', opt.teacher_id,
+        *CASES['at'], '--dataset', opt.dataset, *['--dataroot', opt.dataroot] * bool(opt.dataroot),
+        '--max_images', opt.max_images, '--epochs', opt.epochs, '--epoch_step', opt.epoch_step,
+        '--batch_size', opt.batch_size, '--dtype', opt.dtype, '--device', opt.device,
+        *['--compile'] * opt.compile]))
+
+
+def by_the_script(arguments: list[str], save: Path) -> float:
+    """Test error in % after the last epoch of a run."""
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f'cifar.py failed: {(done.stderr.splitlines() or ["no word"])[-1]}')
+    return round(100 - checkpoint.read_log(save / checkpoint.LOG)[-1]['test_acc'], 4)
+
+
+def plainly(real: argparse.Namespace, train_set: data.Images, test_set: data.Images, workers: int) -> float:
+    """The same run on the plain baseline."""
+    device = train_set.images.device
+    torch.manual_seed(real.seed)
+    f_s, student = resnet.wide_resnet(real.depth, real.width, data.CLASSES[real.dataset])
+    f_t, teacher = resnet.load(cifar.find_teacher(real.teacher_id))
+    student, teacher = ({name: t.to(device) for name, t in params.items()} for params in (student, teacher))
+    loader = DataLoader(PlainDataset(train_set), real.batch_size, shuffle=True, num_workers=workers)
+    for epoch in range(1, real.epochs + 1):
+        if epoch == 1 or epoch in real.epoch_step:
+            lr = {'lr': options.lr_at(real, epoch)}
+            consume = steps.plain_training(argparse.Namespace(**vars(real) | lr), f_s, student, f_t, teacher)
+        consume(Sample(x.to(device), labels.to(device), 1) for x, labels in loader)
+    wrong = 0
+    with torch.no_grad():
+        for x, labels in DataLoader(PlainDataset(test_set, augmented=False), TESTED, num_workers=workers):
+            y, _ = f_s(x.to(device), student, False)
+            wrong += (y.argmax(1).cpu() != labels).sum().item()
+    return round(100 * wrong / len(test_set.labels), 4)
+
+
+def compared(ours: list[float], baseline: list[float]) -> dict[str, Any]:
+    """Means and standard deviations over seeds, and how far the means are apart beside the error of that."""
+    mean = {'ours': float(np.mean(ours)), 'baseline': float(np.mean(baseline))}
+    deviation = {'ours': float(np.std(ours, ddof=1)), 'baseline': float(np.std(baseline, ddof=1))}
+    apart = mean['ours'] - mean['baseline']
+    uncertain = float(np.hypot(*deviation.values())) / len(ours)**0.5
+    return {'mean': {side: round(value, 4) for side, value in mean.items()},
+            'deviation': {side: round(value, 4) for side, value in deviation.items()},
+            'difference': round(apart, 4), 'standard_error': round(uncertain, 4)}
