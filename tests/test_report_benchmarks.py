@@ -26,7 +26,10 @@ POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles':
          'runs_per_hour_with_start': 80.0, 'start_seconds': 12.3, 'peak_memory': 500e6}
 JOBS = {'benchmark': 'jobs', 'dtype': 'float', 'commit': '0123456789', 'best': 2,
         'points': [POINT | {'jobs': 1}, POINT | {'jobs': 2}]}
-
+ACCURACY = {'benchmark': 'accuracy', 'device_name': 'a GPU', 'commit': '0123456789', 'dtype': 'bfloat16',
+            'compile': True, 'dataset': 'CIFAR10', 'images': [50000, 10000], 'epochs': 9, 'seeds': [1, 2, 3],
+            'mean': {'ours': 7.934, 'baseline': 8.0}, 'deviation': {'ours': 0.1, 'baseline': 0.2},
+            'difference': -0.066, 'standard_error': 0.129}
 RANKS = {'benchmark': 'ranks', 'device_name': 'a CPU', 'commit': '0123456789', 'measured': [
     {'ranks': 1, 'all_reduce': [], 'fit': None, 'step': {
         'without': {'seconds': 0.2, 'quartiles': [0.15, 0.3]}}},
@@ -72,6 +75,12 @@ def test_a_table_for_each_kind(folder):
     assert data_sets[1:] == [['a GPU', '50,000', '4.2', '1.8 (1.8-2.0)', '771', 'unknown']]
     assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
                         for n in ('1', '2 (best)')]
+
+
+def test_errors_over_seeds(folder):
+    (_, row), = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=ACCURACY)).out)
+    assert row == ['a GPU', 'CIFAR10', '50,000', '9', '3', 'bfloat16, compiled', '7.93 (0.10)', '8.00 (0.20)',
+                   '-0.07 (0.13)', '0123456']
 
 
 def test_ranks_and_their_model(folder):

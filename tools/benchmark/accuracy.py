@@ -25,7 +25,7 @@ import resnet
 from data import Sample
 from tools.benchmark import steps
 from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
-from utils import InputError
+from utils import InputError, Network, Params
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 TESTED = 200  # images in a batch
@@ -49,6 +49,7 @@ def add_options(parser: options.Parser) -> None:
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
+    f_t, teacher = resnet.load(cifar.find_teacher(opt.teacher_id))
     with tempfile.TemporaryDirectory() as folder:
         real = [cifar.parse(arguments(opt, seed, Path(folder, str(seed)))) for seed in opt.seeds]
         device = devices.device(real[0])
@@ -56,7 +57,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         errors: dict[str, list[float]] = {'ours': [], 'baseline': []}
         for one in real:
             errors['ours'].append(by_the_script(arguments(opt, one.seed, one.save), Path(one.save)))
-            errors['baseline'].append(plainly(one, train_set, test_set, opt.workers))
+            errors['baseline'].append(plainly(one, f_t, teacher, train_set, test_set, opt.workers))
             print(f'seed {one.seed}: test error {errors["ours"][-1]:.2f} % by cifar.py, '
                   f'{errors["baseline"][-1]:.2f} % plainly', file=sys.stderr, flush=True)
     return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
@@ -85,12 +86,12 @@ def by_the_script(arguments: list[str], save: Path) -> float:
     return round(100 - checkpoint.read_log(save / checkpoint.LOG)[-1]['test_acc'], 4)
 
 
-def plainly(real: argparse.Namespace, train_set: data.Images, test_set: data.Images, workers: int) -> float:
+def plainly(real: argparse.Namespace, f_t: Network, teacher: Params, train_set: data.Images,
+            test_set: data.Images, workers: int) -> float:
     """The same run on the plain baseline."""
     device = train_set.images.device
     torch.manual_seed(real.seed)
     f_s, student = resnet.wide_resnet(real.depth, real.width, data.CLASSES[real.dataset])
-    f_t, teacher = resnet.load(cifar.find_teacher(real.teacher_id))
     student, teacher = ({name: t.to(device) for name, t in params.items()} for params in (student, teacher))
     loader = DataLoader(PlainDataset(train_set), real.batch_size, shuffle=True, num_workers=workers)
     for epoch in range(1, real.epochs + 1):

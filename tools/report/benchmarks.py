@@ -14,6 +14,8 @@ DATA = ['machine', 'images in memory', 'start, ms', 'start of an epoch, ms (quar
         'commit']
 JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
         'peak memory of a run, MB', 'commit']
+ACCURACY = ['machine', 'data set', 'images', 'epochs', 'seeds', 'dtype', 'error, %: mean (deviation)',
+            'plain', 'difference (standard error)', 'commit']
 ALL_REDUCES = ['machine', 'ranks', 'all-reduce, bytes', 'ms (quartiles)', 'commit']
 STEPS = ['machine', 'ranks', 'step alone, ms (quartiles)', 'with exchange, ms (quartiles)',
          'exchange, ms (quartiles)', 'all-reduce: latency, ms', 'bandwidth, GB/s', 'commit']
@@ -40,11 +42,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, of growth, data sets, runs at once, and of ranks and the model of
-    many GPUs, as far as there are."""
+    """A table of what has a plain baseline, of test errors, growth, data sets, runs at once, and of ranks and
+    the model of many GPUs, as far as there are."""
     parts = [(header, [row for r in results if r['benchmark'] in kinds for row in rows(r)])
              for header, kinds, rows in (
-                 (SPEED, COMPARED, speed), (GROWTH, ['scaling'], growth), (DATA, ['scaling'], data_sets),
+                 (SPEED, COMPARED, speed), (ACCURACY, ['accuracy'], accuracy),
+                 (GROWTH, ['scaling'], growth), (DATA, ['scaling'], data_sets),
                  (JOBS, ['jobs'], jobs), (ALL_REDUCES, ['ranks'], all_reduces), (STEPS, ['ranks'], steps),
                  (ASSUMED, ['ranks'], assumed), (MODEL, ['ranks'], model))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
@@ -57,12 +60,19 @@ def speed(result: dict[str, Any]) -> list[list[str]]:
         speeds = found['images_per_second']
         over = found.get('roofline_ratio')
         peak = f'{_mb(peaks["ours"])} ({_mb(peaks["baseline"])})' if case == 'at' and 'ours' in peaks else ''
-        dtype = result.get('dtype', '') + (', compiled' if result.get('compile') else '')
-        rows.append([result['device_name'], result['benchmark'], case, dtype,
+        rows.append([result['device_name'], result['benchmark'], case, _dtype(result),
                      _speed(speeds['ours']), _speed(speeds['baseline']),
                      _with_quartiles(found['ratio'], found['ratio_quartiles']),
                      '' if over is None else f'{over:.2f}', peak, _commit(result)])
     return rows
+
+
+def accuracy(result: dict[str, Any]) -> list[list[str]]:
+    ours, plain = (f'{result["mean"][side]:.2f} ({result["deviation"][side]:.2f})'
+                   for side in ('ours', 'baseline'))
+    return [[result['device_name'], result['dataset'], f'{result["images"][0]:,}', str(result['epochs']),
+             str(len(result['seeds'])), _dtype(result), ours, plain,
+             f'{result["difference"]:+.2f} ({result["standard_error"]:.2f})', _commit(result)]]
 
 
 def growth(result: dict[str, Any]) -> list[list[str]]:
@@ -120,6 +130,10 @@ def model(result: dict[str, Any]) -> list[list[str]]:
 def _ms(found: dict[str, Any], form: str = '.1f') -> str:
     """Of seconds and their quartiles."""
     return _with_quartiles(1000 * found['seconds'], [1000 * q for q in found['quartiles']], form)
+
+
+def _dtype(result: dict[str, Any]) -> str:
+    return result.get('dtype', '') + (', compiled' if result.get('compile') else '')
 
 
 def _speed(value: float) -> str:

@@ -1,0 +1,100 @@
+"""Accuracy beside the plain baseline: figures by hand, the plain run, both sides by command, refusals."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import call, strictly
+
+import checkpoint
+import cifar
+import data
+import resnet
+from tools import benchmark
+from tools.benchmark import accuracy
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    torch.manual_seed(5)
+    path = tmp_path / 'teacher.pt7'
+    checkpoint.write(path, {'params': resnet.wide_resnet(10, 1, 10)[1]})
+    return path
+
+
+def test_means_and_how_far_they_are_apart():
+    got = accuracy.compared([1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    assert got == {'mean': {'ours': 2, 'baseline': 3}, 'deviation': {'ours': 1, 'baseline': 1.7321},
+                   'difference': -1, 'standard_error': 1.1547}  # sqrt((1 + 3) / 3)
+
+
+def test_the_plain_run_is_a_loop_of_momentum_sgd(teacher):
+    """Beside a loop without Engine, meters and optimizer, by the loss of Eq. 2 as the code writes it."""
+    splits = data.load('shapes', '.', CPU, 24)
+    real = cifar.parse(['--save', 'nowhere', '--depth', '10', '--teacher_id', str(teacher), '--beta', '1e3',
+                        '--dataset', 'shapes', '--batch_size', '16', '--epochs', '2', '--epoch_step', '[2]',
+                        '--lr', '0.05', '--seed', '3'])
+    torch.manual_seed(3)
+    f_s, student = resnet.wide_resnet(10, 1.0, 10)
+    f_t, params = resnet.load(teacher)
+    trained = [t.requires_grad_() for name, t in student.items() if 'running' not in name]
+    loader = torch.utils.data.DataLoader(accuracy.PlainDataset(splits[0]), 16, shuffle=True)
+    for lr in (0.05, 0.01):
+        momenta = [torch.zeros_like(t) for t in trained]
+        for x, labels in loader:
+            y, maps = f_s(x, student, True)
+            loss = F.cross_entropy(y, labels)
+            for a, b in zip(maps, f_t(x, params, False)[1], strict=True):
+                a, b = (m.square().mean(1).flatten(1) for m in (a, b))
+                difference = a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)
+                loss = loss + 1e3 * difference.square().mean()
+            gradients = torch.autograd.grad(loss, trained)
+            with torch.no_grad():
+                for t, momentum, gradient in zip(trained, momenta, gradients, strict=True):
+                    momentum.mul_(0.9).add_(gradient + 5e-4 * t)
+                    t.sub_(lr * momentum)
+    images = (splits[1].images.numpy() - np.array(data.MEAN)) / np.array(data.STD)
+    y = f_s(torch.from_numpy(images).permute(0, 3, 1, 2).float(), student, False)[0]
+    wrong = sum(int(a) != int(b) for a, b in zip(y.argmax(1), splits[1].labels, strict=True))
+    assert accuracy.plainly(real, f_t, params, *splits, workers=0) == round(100 * wrong / 24, 4)
+
+
+def test_both_sides_by_command(teacher, tmp_path):
+    done = call(benchmark, 'accuracy', '--teacher_id', teacher.name, '--seeds', '[1,2]', '--max_images', 16,
+                '--batch_size', 8, '--epochs', 1, '--epoch_step', '[]', '--device', 'cpu', cwd=tmp_path)
+    assert done.status == 0, done.err
+    got = strictly(done.out)
+    assert (got['seeds'], got['images'], got['dataset']) == ([1, 2], [16, 16], 'shapes')
+    errors = got['errors']['ours'] + got['errors']['baseline']
+    assert len(errors) == 4 and all(0 <= e <= 100 and e * 16 % 100 == 0 for e in errors)
+    assert done.err.count('test error') == 2 and list(tmp_path.iterdir()) == [teacher]
+
+
+def test_options_are_those_of_the_script(tmp_path):
+    opt = benchmark.parse(['accuracy', '--teacher_id', 'some/run', '--dataset', 'CIFAR10', '--dataroot',
+                           'a b', '--epoch_step', '[3,4]', '--dtype', 'bfloat16', '--compile'])
+    real = cifar.parse(accuracy.arguments(opt, 7, tmp_path / 'run'))
+    assert (real.depth, real.width, real.beta, real.seed, real.lr) == (16, 1, 1e3, 7, 0.1)
+    assert (real.teacher_id, real.dataroot, real.epoch_step) == ('some/run', 'a b', [3, 4])
+    assert (real.dtype, real.compile, real.max_images) == ('bfloat16', True, 0)
+
+
+def test_a_failing_run_ends_with_its_sentence(tmp_path):
+    done = call(benchmark, 'accuracy', '--teacher_id', 'missing', '--device', 'cpu', cwd=tmp_path)
+    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and 'missing' in done.err
+
+
+@pytest.mark.parametrize(('arguments', 'names'), [
+    ([], '--teacher_id'),
+    (['--teacher_id', 'a', '--seeds', '[1]'], '--seeds'),
+    (['--teacher_id', 'a', '--seeds', '[1,1]'], 'twice'),
+    (['--teacher_id', 'a', '--dataroot', 'data'], '--dataroot'),
+    (['--teacher_id', 'a', '--epochs', '0'], '--epochs'),
+])
+def test_options_without_meaning(arguments, names, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.parse(['accuracy', *arguments])
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and names in message and message.count('\n') == 1
