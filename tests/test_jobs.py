@@ -45,10 +45,15 @@ def stand_in(job, gpu, threads, parent):
     """In place of a run, by the name of its folder."""
     save, begin = Path(job.opt.save), time.monotonic()
     assert parent == os.getppid()
-    time.sleep(0.6 if 'slow' in save.name else 0.2)
+    Path(f'{save.name}.begun').touch()
+    for awaited in json.loads(Path('awaited').read_text()).get(save.name, []):
+        while not Path(awaited).exists():
+            assert time.monotonic() < begin + 60
+            time.sleep(0.01)
     with open('events', 'a') as f:
         event = save.name, gpu, threads, begin, time.monotonic()
         f.write(json.dumps(event) + '\n')
+    Path(f'{save.name}.ended').touch()
     if 'later' in save.name:
         sys.exit(os.EX_TEMPFAIL)
     if 'bad' in save.name:
@@ -65,7 +70,9 @@ def order(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, 'run', stand_in)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 9)
 
-    def started(lines, *arguments, **variables):
+    def started(lines, *arguments, awaited=None, **variables):
+        """awaited: {run: the runs, '<run>.begun' or '<run>.ended', before which it does not end}."""
+        (tmp_path / 'awaited').write_text(json.dumps(awaited or {}))
         done = start(monkeypatch, tmp_path, lines, *arguments, **variables)
         events = (tmp_path / 'events').read_text().splitlines()
         return done, {name: rest for name, *rest in map(json.loads, events)}
@@ -88,11 +95,11 @@ def test_one_after_the_other(order):
 
 
 def test_stages_wait_for_all_before(order):
-    lines = [line('a_slow'), line('b'), 'wait', line('c'), 'wait', 'wait', line('d')]
-    done, events = order(lines, '--jobs', 3)
-    assert done.status == 0 and events.keys() == {'a_slow', 'b', 'c', 'd'}
+    lines = [line('a'), line('b'), 'wait', line('c'), 'wait', 'wait', line('d')]
+    done, events = order(lines, '--jobs', 3, awaited={'a': ['b.ended']})
+    assert done.status == 0 and list(events) == ['b', 'a', 'c', 'd']
     ends, begins = ({name: event[i] for name, event in events.items()} for i in (3, 2))
-    assert begins['b'] < ends['a_slow'] <= begins['c'] and ends['c'] <= begins['d']
+    assert begins['b'] < ends['a'] <= begins['c'] and ends['c'] <= begins['d']
 
 
 def test_a_run_that_goes_on_later_does_not_hide_one_that_failed(order):
@@ -104,19 +111,22 @@ def test_a_run_that_goes_on_later_does_not_hide_one_that_failed(order):
 
 def test_n_at_once_on_gpus_in_turn(order):
     """Four places on two GPUs: a run that ends makes room on its own GPU."""
-    lines = [line(f'{i}_slow' if i in (0, 2) else i) for i in range(6)]  # 0 and 2: both on the first GPU
-    done, events = order(lines, '--jobs', 4, '--gpus', '5,7')
+    all_four = [f'{i}.begun' for i in range(4)]
+    long = ['4.ended', '5.ended']  # for 0 and 2, both on the first GPU
+    awaited = {'0': long, '1': all_four, '2': long, '3': all_four}
+    done, events = order([line(i) for i in range(6)], '--jobs', 4, '--gpus', '5,7', awaited=awaited)
     assert done.status == 0 and most_at_once(events) == 4
     assert {name: gpu for name, (gpu, *_) in events.items()} == {
-        '0_slow': '5', '1': '7', '2_slow': '5', '3': '7', '4': '7', '5': '7'}
+        '0': '5', '1': '7', '2': '5', '3': '7', '4': '7', '5': '7'}
     assert {threads for _, threads, *_ in events.values()} == {2}  # 9 cores among 4
 
 
 def test_gpus_of_those_that_are_left(order, monkeypatch):
     """By their place among what CUDA_VISIBLE_DEVICES leaves."""
     given = {'CUDA_VISIBLE_DEVICES': '6,GPU-8a'}
-    _, events = order([line('a_slow'), line('b')], '--jobs', 2, '--gpus', '1,0', **given)
-    assert {name: gpu for name, (gpu, *_) in events.items()} == {'a_slow': 'GPU-8a', 'b': '6'}
+    _, events = order([line('a'), line('b')], '--jobs', 2, '--gpus', '1,0', awaited={'a': ['b.begun']},
+                      **given)
+    assert {name: gpu for name, (gpu, *_) in events.items()} == {'a': 'GPU-8a', 'b': '6'}
     _, events = order([line('c')], **given)
     assert events['c'][0] is None
     done = start(monkeypatch, Path(), [line('c')], '--gpus', '2', **given)

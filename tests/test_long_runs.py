@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import log_of
+from conftest import THREADS, log_of
 from test_cifar import SMALL, call
 from test_devices import run
 
@@ -164,6 +164,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 def as_before():
     yield
     torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(THREADS)
 
 
 ALL_LOSSES = ['--teacher_id', 'teacher', '--beta', 1e3, '--alpha', 0.5, '--hint_beta', 10, '--grad_beta', 1,
@@ -175,6 +176,7 @@ def test_deterministic(tmp_path, monkeypatch, as_before, device):
     """Two runs of every loss have the same bits; on a CPU those of a run without the option, too."""
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
     command = [*SMALL, '--lr', 0.01, '--epochs', 1, '--device', device]
+    torch.set_num_threads(2)  # which share sums
     assert call(*command, '--save', 'teacher', cwd=tmp_path).status == 0
     bits = []
     for name, more in (('a', ['--deterministic']), ('b', ['--deterministic']), ('plain', [])):

@@ -17,9 +17,15 @@ from method import method
 TOLERANCE = {torch.float64: [1e-5] * 2 + [1e-2] * 6, torch.float32: [1e-5, 1e-4] + [1e-2] * 6}
 
 
+@pytest.fixture(scope='module')
+def samples(shared):
+    images, _ = data.load('CIFAR10', str(shared / 'data'), torch.device('cpu'))
+    return list(data.Loader(data.Images(images.images[:576], images.labels[:576]), 64))
+
+
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('case', ['ce', 'kd', 'at', 'at_kd'])
-def test_eight_steps_of_the_published_code(shared, case, dtype):
+def test_eight_steps_of_the_published_code(shared, samples, case, dtype):
     recorded = json.loads((shared / 'parity/wrn_16_1_from_16_2.json').read_text())
     expected = recorded['cases'][case]
     arrays = np.load(shared / 'parity/wrn_16_1_from_16_2.npz')
@@ -37,8 +43,6 @@ def test_eight_steps_of_the_published_code(shared, case, dtype):
     opt = cifar.parse(arguments)
     h = method(opt, f_s, student, f_t, teacher)
     optimizer = training.sgd(opt, student, opt.lr)
-    images, _ = data.load('CIFAR10', str(shared / 'data'), torch.device('cpu'))
-    samples = list(data.Loader(data.Images(images.images[:576], images.labels[:576]), 64))
 
     losses, at_losses = [], []
     for sample in samples[:8]:
