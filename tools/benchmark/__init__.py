@@ -7,7 +7,7 @@ and what several ranks cost.
     python -m tools.benchmark imagenet --batch_size 64
     python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
-    python -m tools.benchmark accuracy --teacher_id demo/teacher --seeds [1,2,3]
+    python -m tools.benchmark accuracy --teacher_id demo/1/teacher --seeds [1,2,3]
     python -m tools.benchmark scaling --widths [1,2,4] --batch_sizes [32,64,128]
     python -m tools.benchmark jobs --jobs [1,2,4]
     python -m tools.benchmark ranks --ranks [1,2,4]
