@@ -44,14 +44,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help='reflected border of the random crop')
     group.add_argument('--max_images', type=options.count, default=0, metavar='N',
                        help='only the first N images of each split, to try things; 0 is all')
+    group.add_argument('--val_images', type=options.count, default=0, metavar='N',
+                       help='hold out N training images and evaluate on them instead of the test set')
     options.add_method(parser)
-    options.add_training(parser, batch_size=128, epochs=200, epoch_step='[60,120,160]', lr_decay_ratio=0.2,
+    options.add_training(parser, batch_size=128, epochs=200, epoch_step=[60, 120, 160], lr_decay_ratio=0.2,
                          weight_decay=5e-4)
     options.add_device(parser)
-    opt = parser.parse_args(arguments)
+    opt = options.parse(parser, arguments)
     if opt.model == 'nin':
         parser.set_defaults(depth=nin.DEPTH, width=nin.THIN)
-        opt = parser.parse_args(arguments)
+        opt = options.parse(parser, arguments)
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
@@ -76,12 +78,14 @@ def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
         num_classes = data.CLASSES[opt.dataset]
+        train_set, test_set = load(opt, device)
+        train_loader = loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
+        test_loader = loader(test_set, data.TEST_BATCH[device.type])
+        opt = devices.fastest(opt, device, opt.epochs * len(train_loader), options.compilable(opt))
         if opt.evaluate:
             path = options.evaluated(opt)
             f, params = training.load(path, opt.dataset, num_classes, device)
-            _, test_set = load(opt, device)
-            h_test = evaluation(f, params, opt.dtype)
-            result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH[device.type]))
+            result = training.evaluate(evaluation(f, params, opt.dtype), test_loader)
             loss, acc = result['loss'], result['acc']
             if not devices.rank():
                 print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
@@ -102,18 +106,15 @@ def main() -> None:
         utils.trainable(student)
         f_s, student = devices.parallel(f_s, student)
 
-        train_set, test_set = load(opt, device)
         h = method(opt, f_s, student, f_t, teacher)
         h_test = evaluation(f_s, student, opt.dtype)
-        training.train(opt, folder, h, h_test, student,
-                       loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad),
-                       loader(test_set, data.TEST_BATCH[device.type]), num_classes)
+        training.train(opt, folder, h, h_test, student, train_loader, test_loader, num_classes)
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:
     """Training and test images; only one rank downloads them."""
     with devices.first_rank_first():
-        return data.load(opt.dataset, opt.dataroot, device, opt.max_images)
+        return data.load(opt.dataset, opt.dataroot, device, opt.max_images, opt.val_images)
 
 
 def loader(split: data.Images, batch_size: int, seed: int | None = None, augment: str = 'none',

@@ -24,6 +24,7 @@ from utils import InputError
 # Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
+HELD_OUT_SEED = 1612_03928  # the same images in every run, whatever its --seed
 TEST_BATCH = {'cpu': 200, 'cuda': 2000}
 AT_ONCE = {'cpu': 1, 'cuda': 16}  # batches made together: a GPU waits for launches otherwise
 
@@ -45,10 +46,12 @@ class Sample(NamedTuple):
 # --- data sets -------------------------------------------------------------------------------------------
 
 
-def load(name: str, root: str, device: torch.device, max_images: int = 0) -> tuple[Images, Images]:
+def load(name: str, root: str, device: torch.device, max_images: int = 0,
+         val_images: int = 0) -> tuple[Images, Images]:
     """Training and test split of CIFAR10 or CIFAR100, downloaded to `root` if missing, or of shapes.
 
-    max_images: only so many of each split, the first ones; 0 takes all.
+    max_images: only this many of each split, the first ones; 0 takes all. val_images: this many training
+    images are held out, and returned instead of the test split.
     """
     if name == 'shapes':
         splits: list[tuple] = [shapes.load(train, first=max_images or None) for train in (True, False)]
@@ -57,7 +60,27 @@ def load(name: str, root: str, device: torch.device, max_images: int = 0) -> tup
     first = slice(max_images or None)
     train, test = (Images(torch.from_numpy(x[first]).to(device),
                           torch.as_tensor(y[first], dtype=torch.int64).to(device)) for x, y in splits)
+    if val_images:
+        held = held_out(train.labels, val_images)
+        return Images(*(t[~held] for t in train)), Images(*(t[held] for t in train))
     return train, test
+
+
+def held_out(labels: Tensor, n: int) -> Tensor:
+    """labels (N,) -> (N,) bool, True for n of them: each class in proportion, by a seed of its own."""
+    classes, counts = labels.unique(return_counts=True)
+    if not len(classes) <= n < len(labels):
+        raise InputError(f'--val_images {n} does not fit {len(labels)} training images of {len(classes)} '
+                         'classes: give at least one for each class, and fewer than there are')
+    exact = counts.double() * n / len(labels)
+    take = exact.floor().long()
+    take[(exact - take).argsort(descending=True, stable=True)[:n - int(take.sum())]] += 1
+    drawn = generator(HELD_OUT_SEED, 0, 0)
+    held = torch.zeros_like(labels, dtype=torch.bool)
+    for label, k in zip(classes, take.tolist(), strict=True):
+        of_class = (labels == label).nonzero().flatten()
+        held[of_class[torch.randperm(len(of_class), generator=drawn)[:k].to(labels.device)]] = True
+    return held
 
 
 def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]]:

@@ -5,6 +5,7 @@
     python imagenet.py --dataset cub --dataroot ~/CUB_200_2011 --finetune torchvision:resnet18
 """
 import argparse
+import math
 import os
 import re
 import sys
@@ -48,13 +49,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
                        help='JPEG is decoded and cropped by --nthread processes, or by nvJPEG on the GPU')
     options.add_method(parser, at_groups=[2, 3])
-    options.add_training(parser, batch_size=256, epochs=100, epoch_step='[30,60,90]', lr_decay_ratio=0.1,
+    options.add_training(parser, batch_size=256, epochs=100, epoch_step=[30, 60, 90], lr_decay_ratio=0.1,
                          weight_decay=1e-4)
     options.add_device(parser)
-    opt = parser.parse_args(arguments)
+    opt = options.parse(parser, arguments)
     if opt.finetune:
         parser.set_defaults(**FINETUNING)
-        opt = parser.parse_args(arguments)
+        opt = options.parse(parser, arguments)
     if not opt.imagenetpath:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
     opt.imagenetpath = os.path.expanduser(opt.imagenetpath)  # as it is where there is no such user
@@ -83,6 +84,8 @@ def main() -> None:
     with devices.start(opt) as device:
         train_set, test_set = splits.load(opt.dataset, opt.imagenetpath, train=not opt.evaluate)
         num_classes = len(test_set.classes)
+        steps = opt.epochs * math.ceil(len(train_set.labels) / opt.batch_size) if train_set else 0
+        opt = devices.fastest(opt, device, steps, options.compilable(opt))
         if opt.evaluate:
             path = options.evaluated(opt)
             with devices.first_rank_first():

@@ -6,9 +6,11 @@ import argparse
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import devices
 import utils
 
 # Names of losses, and the options that weigh them.
@@ -90,16 +92,21 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
                        help='weight of the norm of the gradient (min-l2), which needs no teacher')
 
 
-def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: str,
+def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: list[int],
                  lr_decay_ratio: float, weight_decay: float) -> None:
     group = parser.add_argument_group('training')
     group.add_argument('--batch_size', type=positive_int, default=batch_size)
     group.add_argument('--lr', type=positive, default=0.1)
     group.add_argument('--epochs', type=positive_int, default=epochs)
     group.add_argument('--weight_decay', type=weight, default=weight_decay)
+    group.add_argument('--lr_schedule', choices=['step', 'linear', 'cosine'], default='step',
+                       help='step: lr drops at --epoch_step; linear, cosine: lr falls to 0 with every batch')
+    group.add_argument('--warmup', type=weight, default=0.0, metavar='EPOCHS',
+                       help='lr rises linearly from 0 in the first epochs (fractions allowed)')
     group.add_argument('--epoch_step', type=int_list, default=epoch_step, metavar='[60,120,160]',
-                       help='epochs, from 1, at whose start lr drops and the momentum starts afresh')
-    group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio)
+                       help='step: epochs, from 1, at whose start lr drops and the momentum starts from zero')
+    group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio,
+                       help='step: factor on lr at each of --epoch_step')
     group.add_argument('--seed', type=count, default=1)
     group.add_argument('--save', default='', metavar='FOLDER', help='where log.txt and model.pt7 go')
     group.add_argument('--resume', default='', metavar='FILE',
@@ -117,6 +124,8 @@ def add_device(parser: Parser) -> None:
     group = parser.add_argument_group('device')
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
+    group.add_argument('--fast', action='store_true',
+                       help='the fastest safe --dtype and --compile of this machine; a --dtype given stays')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
                        help='arithmetic of the networks; weights and losses stay float32')
     group.add_argument('--compile', action='store_true', help='compile the step with torch.compile')
@@ -127,6 +136,15 @@ def add_device(parser: Parser) -> None:
     group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
     group.add_argument('--nthread', type=count, default=4,
                        help='processes that load images from files, for each loader of each device')
+
+
+def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The options; with --fast an empty --dtype, which `devices.fastest` fills in."""
+    opt = parser.parse_args(arguments)
+    if opt.fast:
+        parser.set_defaults(dtype='')
+        opt = parser.parse_args(arguments)
+    return opt
 
 
 def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) -> None:
@@ -143,8 +161,7 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error(f'--gpu_id names {len(opt.gpu_id)} devices, --ngpu {opt.ngpu}: give as many')
     if opt.batch_size < opt.ngpu:
         parser.error(f'--batch_size {opt.batch_size} is for all {opt.ngpu} devices together: give more')
-    if 0 in opt.epoch_step:
-        parser.error('--epoch_step: epochs count from 1')
+    check_schedule(parser, opt)
     if opt.evaluate and not evaluated(opt):
         parser.error('--evaluate needs weights: add --student_params with a run or a file of weights')
     if opt.student_params and not opt.evaluate:
@@ -160,6 +177,8 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     gradients = [name for name in GRADIENT_LOSSES if getattr(opt, name)]
     if opt.evaluate and (given or learns or gradients):
         parser.error(f'--evaluate learns nothing: leave out --{[*learns, *gradients, teacher][0]}')
+    if opt.fast and opt.deterministic and devices.cuda_devices(opt):
+        parser.error('--fast chooses kernels by speed, --deterministic by their order of sums: give one')
     if opt.compile and gradients:
         parser.error(f'--{gradients[0]} needs gradients of gradients, which torch.compile cannot make: '
                      'leave out --compile')
@@ -180,6 +199,28 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}')
 
 
+def check_schedule(parser: Parser, opt: argparse.Namespace) -> None:
+    """As `check`, of the learning rate; one note where its steps never come."""
+    if 0 in opt.epoch_step:
+        parser.error('--epoch_step: epochs count from 1')
+    if opt.warmup and opt.warmup >= opt.epochs:
+        parser.error(f'--warmup {opt.warmup:g} leaves nothing of --epochs {opt.epochs}: give a smaller one')
+    for name in ('epoch_step', 'lr_decay_ratio'):
+        given = getattr(opt, name) != parser.get_default(name)
+        if given and opt.lr_schedule != 'step' and opt.beta_decay != 'step':
+            parser.error(f'--{name} has no effect with --lr_schedule {opt.lr_schedule}')
+    uses = [name for name in ('lr_schedule', 'beta_decay') if getattr(opt, name) == 'step']
+    never = opt.epoch_step and min(opt.epoch_step) > opt.epochs
+    if uses and never and not (opt.evaluate or devices.is_rank()):
+        print(f'note: --epochs {opt.epochs} ends before the first of --epoch_step {opt.epoch_step}: '
+              f'--{uses[0]} step changes nothing; --lr_schedule linear suits a short run', file=sys.stderr)
+
+
+def compilable(opt: argparse.Namespace) -> bool:
+    """Whether torch.compile can make the step: not with gradients of gradients."""
+    return not any(getattr(opt, name) for name in GRADIENT_LOSSES)
+
+
 def evaluated(opt: argparse.Namespace) -> str:
     """Path of the weights to evaluate, or nothing."""
     return opt.student_params or (opt.save if opt.resume in ('', 'auto') else opt.resume)
@@ -197,6 +238,18 @@ def decay_at(opt: argparse.Namespace, epoch: int) -> float:
     return utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
 
 
-def lr_at(opt: argparse.Namespace, epoch: int) -> float:
-    """Learning rate in an epoch, from 1: times lr_decay_ratio at the start of each of epoch_step."""
+def lr_at(opt: argparse.Namespace, epoch: int, done: float = 0.0) -> float:
+    """Learning rate in an epoch, from 1, of which a fraction `done` is over.
+
+    'step' multiplies --lr by lr_decay_ratio at the start of each of epoch_step; 'linear' and 'cosine' let it
+    fall from the end of the warm-up to 0 at the end of the run.
+    """
+    time = epoch - 1 + done
+    if time < opt.warmup:
+        return opt.lr * time / opt.warmup
+    left = (opt.epochs - time) / (opt.epochs - opt.warmup)
+    if opt.lr_schedule == 'linear':
+        return opt.lr * left
+    if opt.lr_schedule == 'cosine':
+        return opt.lr * (1 - math.cos(math.pi * left)) / 2
     return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)

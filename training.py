@@ -159,10 +159,10 @@ def n_damaged(*loaders: Loader) -> list[int]:
                                        device=loaders[0].device)).tolist()
 
 
-def sgd(opt: argparse.Namespace, params: Params, lr: float) -> torch.optim.SGD:
+def sgd(opt: argparse.Namespace, params: Params) -> torch.optim.SGD:
     """SGD on every trainable tensor, BN and biases included, with a fresh momentum buffer."""
     trained = [t for t in params.values() if t.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr, momentum=0.9, weight_decay=opt.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(trained, opt.lr, momentum=0.9, weight_decay=opt.weight_decay, fused=True)
     for t in trained:  # else it begins with unset memory, kept where a GradScaler skips the first step
         optimizer.state[t]['momentum_buffer'] = torch.zeros_like(t)
     return optimizer
@@ -188,7 +188,7 @@ class ScaledSGD:
 
     def __init__(self, optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler):
         self.optimizer, self.scaler = optimizer, scaler
-        self.zero_grad = optimizer.zero_grad
+        self.zero_grad, self.param_groups = optimizer.zero_grad, optimizer.param_groups
 
     def step(self, closure: Callable[[], Tensor]) -> None:
         closure()
@@ -203,9 +203,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
           train_loader: Loader, test_loader: Loader, num_classes: int, topk: tuple[int, ...] = (1,)) -> None:
     """All epochs that are left of a run; after each, a line of the log and a checkpoint.
 
-    `params` are the student and its adaptors. The learning rate drops at the start of the epochs in
-    epoch_step, each time with a fresh momentum buffer, as in the published code. Accuracies are top-k of all
-    `topk`. Rank 0 alone writes.
+    `params` are the student and its adaptors. Each drop of the learning rate by --epoch_step begins with a
+    fresh momentum buffer, as in the published code. Accuracies are top-k of all `topk`. Rank 0 alone writes.
     """
     first = folder.state['epoch'] if folder.state else 0
     if first >= opt.epochs:
@@ -216,8 +215,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     where = train_loader.device
     scaler = torch.amp.GradScaler(where.type)
 
-    def optimizer_from(epoch: int, saved: dict[str, Any] | None = None) -> torch.optim.SGD | ScaledSGD:
-        optimizer = sgd(opt, params, options.lr_at(opt, epoch))
+    def optimizer_from(saved: dict[str, Any] | None = None) -> torch.optim.SGD | ScaledSGD:
+        optimizer = sgd(opt, params)
         if saved is not None:
             restore(optimizer, saved)
         return ScaledSGD(optimizer, scaler) if opt.dtype == 'half' else optimizer
@@ -230,7 +229,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
             loss.register_hook(scaler.scale)
         return loss, output
 
-    optimizer = optimizer_from(first + 1, folder.state['optimizer'] if folder.state else None)
+    optimizer = optimizer_from(folder.state['optimizer'] if folder.state else None)
     if not devices.rank():
         folder.create()
     adaptors = {name: t for name, t in params.items() if name.startswith(ADAPTOR)}
@@ -250,11 +249,16 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     def on_start_epoch(state: dict[str, Any]) -> None:
         nonlocal meters, bar, begun
         epoch = train_loader.epoch = state['epoch'] + 1
-        if epoch in opt.epoch_step:
-            state['optimizer'] = optimizer_from(epoch)
+        if opt.lr_schedule == 'step' and epoch in opt.epoch_step:
+            state['optimizer'] = optimizer_from()
         meters = Meters(topk)
         bar = Progress(train_loader, f'epoch {epoch}/{opt.epochs}')
         begun = time.monotonic()
+
+    def on_sample(state: dict[str, Any]) -> None:
+        done = (len(meters.sizes) + 0.5) / len(train_loader)  # a batch takes the rate at its middle
+        for group in state['optimizer'].param_groups:
+            group['lr'] = options.lr_at(opt, train_loader.epoch, done)
 
     def on_forward(state: dict[str, Any]) -> None:
         meters.add(state)
@@ -271,7 +275,8 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
         result |= {'epoch': epoch, 'train_time': train_time, 'test_time': time.monotonic() - tested,
                    'images_per_second': meters.n_images / train_time,
                    'peak_memory': process.peak_memory(where),
-                   'lr_epoch': options.lr_at(opt, epoch), 'beta_epoch': options.beta_at(opt, epoch),
+                   'lr_epoch': [options.lr_at(opt, epoch, done) for done in (0, 1)],
+                   'beta_epoch': options.beta_at(opt, epoch),
                    'ranks': devices.ranks()}
         damaged = n_damaged(train_loader, test_loader)
         if any(damaged):
@@ -300,7 +305,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                                        f'end within --max_hours {opt.max_hours:g}; go on with: '
                                        + process.resume_command(sys.argv, saved=True))
 
-    for hook in (on_start, on_start_epoch, on_forward, on_end_epoch):
+    for hook in (on_start, on_start_epoch, on_sample, on_forward, on_end_epoch):
         engine.hooks[hook.__name__] = hook
     try:
         try:

@@ -2,6 +2,7 @@
 # and ends with `table N`. Settings come from the environment:
 #   JOBS=4 runs so many at once, GPUS=0,1 on these GPUs in turn
 #   EPOCHS=12 shortens the schedule, drops of the learning rate in proportion
+#   SCHEDULE=linear or cosine in place of drops, with WARMUP=1 epochs and LR=0.1 at its peak
 #   SEEDS='1 2 3', DATASET=CIFAR100, LOGS=folder, PYTHON=python3
 #   ARGS='--dataroot data --device cpu' goes to every run
 #   PRINT=1 only writes the commands
@@ -26,8 +27,12 @@ scaled() {
     echo $((1 + (2 * ($2 - 1) * ${EPOCHS:-$1} + $1) / (2 * $1)))
 }
 
-# schedule T D...: options for T epochs with drops at epochs D, or for EPOCHS in proportion.
+# schedule T D...: options for T epochs with drops at epochs D, or for EPOCHS in proportion; or SCHEDULE.
 schedule() {
+    if [ "${SCHEDULE:-step}" != step ]; then
+        echo "--epochs ${EPOCHS:-$1} --lr_schedule $SCHEDULE --warmup ${WARMUP:-0} --lr ${LR:-0.1}"
+        return
+    fi
     local total=$1 epochs=${EPOCHS:-$1} drop last=1 drops=''
     shift
     for drop; do

@@ -388,7 +388,7 @@ def test_cuda_graphs_make_the_same_steps():
         student, teacher = (devices.to_device(params, torch.device('cuda')) for params in (student, teacher))
         utils.trainable(student)
         opt = parse('--beta', 10, '--alpha', 0.5, '--lr', 0.01, *more)
-        h, optimizer = method(opt, f, student, f_t, teacher), training.sgd(opt, student, opt.lr)
+        h, optimizer = method(opt, f, student, f_t, teacher), training.sgd(opt, student)
         losses = []
         for n in (16, 10) * 4:
             x, labels = torch.randn(n, 3, 32, 32), torch.randint(10, (n,))

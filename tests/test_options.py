@@ -121,7 +121,8 @@ def test_published_defaults():
            'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': '', 'model': 'wrn',
            'no_bn': False, 'no_pool_relu': False, 'hint_beta': 0, 'grad_beta': 0, 'sym_beta': 0, 'l2_beta': 0,
            'augment': 'crop_flip', 'max_images': 0, 'compile': False, 'max_hours': None,
-           'tensorboard': False, 'deterministic': False}
+           'tensorboard': False, 'deterministic': False, 'lr_schedule': 'step', 'warmup': 0,
+           'val_images': 0, 'fast': False}
     assert opt == PUBLISHED | new
 
 

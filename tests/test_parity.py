@@ -42,7 +42,7 @@ def test_eight_steps_of_the_published_code(shared, samples, case, dtype):
         arguments += ['--teacher_id', 'unused']
     opt = cifar.parse(arguments)
     h = method(opt, f_s, student, f_t, teacher)
-    optimizer = training.sgd(opt, student, opt.lr)
+    optimizer = training.sgd(opt, student)
 
     losses, at_losses = [], []
     for sample in samples[:8]:

@@ -88,7 +88,7 @@ FAULTS = {  # what is changed, how, what the fault says, which items have one
     'it is unfinished': (LOG, text('"epochs": 2', '"epochs": 3'), 'ends after epoch 2 of 3', 2),
     'the tree was dirty': (LOG, text(COMMIT, COMMIT + '-dirty'), 'none without changes', 1),
     'the seed changes': (LOG, text('"seed": 1', '"seed": 2', 1), 'seed is missing, or not the same', 1),
-    'another learning rate': (LOG, text('"lr_epoch": 0.05', '"lr_epoch": 0.06'), 'lr_epoch of epoch 1 is', 1),
+    'another learning rate': (LOG, text('"lr_epoch": [0.05', '"lr_epoch": [0.06'), 'lr_epoch of epoch 1', 1),
     'an accuracy out of range': (LOG, text('"train_acc": ', '"train_acc": 1'), 'train_acc of epoch', 1),
     'a NaN': (LOG, text('"train_loss": ', '"train_loss": null, "x": '), 'train_loss of epoch 1 is None', 1),
     'a NaN that is none in JSON': (LOG, text('"test_loss": ', '"test_loss": NaN, "x": '), 'is nan', 2),

@@ -118,13 +118,13 @@ def test_evaluate_counts_each_image_once():
 
 def test_sgd_against_numpy():
     """Momentum 0.9 without Nesterov; weight decay on every trainable tensor, BN and biases included."""
-    opt = cifar.parse(['--save', 'unused', '--weight_decay', '0.05'])
+    opt = cifar.parse(['--save', 'unused', '--weight_decay', '0.05', '--lr', '0.3'])
     _, params = resnet.wide_resnet(10, 0.25, 10)
     utils.trainable(params)
     params['fc.bias'].data += 0.5  # a zero would not show its decay
     statistics = {k: t.clone() for k, t in params.items() if utils.is_statistic(k)}
     assert statistics and 'bn.weight' in params and 'group0.block0.bn0.bias' in params
-    optimizer = training.sgd(opt, params, 0.3)
+    optimizer = training.sgd(opt, params)
     expected = {k: t.detach().double().numpy().copy() for k, t in params.items() if k not in statistics}
     buffers = {}
     for _ in range(3):
@@ -216,7 +216,7 @@ def test_learning_rate_drops_at_the_start_of_an_epoch_with_fresh_momentum(tmp_pa
         np.testing.assert_allclose(state['params'][name].numpy(), expected[name], rtol=1e-9, atol=1e-12)
     assert [e['epoch'] for e in log] == [1, 2, 3]
     assert [e['train_loss'] for e in log] == pytest.approx(losses, rel=1e-6)
-    assert [e['lr_epoch'] for e in log] == pytest.approx([0.05, 0.01, 0.01])
+    assert [e['lr_epoch'] for e in log] == [pytest.approx([lr, lr]) for lr in (0.05, 0.01, 0.01)]
 
 
 @pytest.mark.parametrize('drop', [1, 3])
@@ -247,7 +247,7 @@ def test_going_on_takes_learning_rate_and_weight_decay_from_the_options(tmp_path
     params = run.run()
     for k in 'wb':
         np.testing.assert_allclose(params[k], p[k], rtol=1e-9, atol=1e-12)
-    assert log_of(tmp_path / 'run')[1]['lr_epoch'] == 0.01
+    assert log_of(tmp_path / 'run')[1]['lr_epoch'] == [0.01, 0.01]
 
 
 # --- interruptions and divergence ------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_logged_losses_by_hand(tmp_path, monkeypatch, small):
     assert record['train_acc'] == pytest.approx(100 * right / 80)
     assert record['test_loss'] == pytest.approx(F.cross_entropy(y, test_set.labels).item(), rel=1e-4)
     assert record['test_acc'] == pytest.approx(100 * (y.argmax(1) == test_set.labels).float().mean().item())
-    assert record['beta'] == record['beta_epoch'] == 100 and record['lr_epoch'] == 1e-30
+    assert record['beta'] == record['beta_epoch'] == 100 and record['lr_epoch'] == [1e-30, 1e-30]
     assert record['num_classes'] == 10
     assert record['n_parameters'] == sum(t.numel() for t in student.values())
     assert record['images_per_second'] == pytest.approx(80 / record['train_time'])
@@ -601,9 +601,9 @@ def test_scaled_sgd(device):
 
     opt = cifar.parse(['--save', 'unused'])
     plain, scaled = (torch.linspace(-1, 1, 9, device=device).requires_grad_() for _ in range(2))
-    optimizer = training.sgd(opt, {'w': plain}, 0.1)
+    optimizer = training.sgd(opt, {'w': plain})
     scaler = torch.amp.GradScaler(device, init_scale=2.0**16, growth_interval=3)
-    ours = training.ScaledSGD(training.sgd(opt, {'w': scaled}, 0.1), scaler)
+    ours = training.ScaledSGD(training.sgd(opt, {'w': scaled}), scaler)
     for factor in (1.0, 0.5, 1.5):
         step(optimizer, plain, factor)
         step(ours, scaled, factor, scaler)

@@ -69,7 +69,7 @@ def go_on(opt: argparse.Namespace, found: checkpoint.Folder, hints: dict[str, to
     fresh = {name: torch.zeros(shape) for name, shape in shapes().items()}
     params = training.resumed(found, fresh, hints, CPU)
     trained = utils.trainable(params)
-    optimizer = training.sgd(opt, params, 0.1)
+    optimizer = training.sgd(opt, params)
     training.restore(optimizer, found.state['optimizer'])
     for t in trained.values():
         t.grad = torch.zeros_like(t)

@@ -44,7 +44,7 @@ def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: N
     """The step that training.train takes by the options `real`; meters are read at the end of a block."""
     utils.trainable(student)
     h = method(real, f_s, student, f_t, teacher)
-    optimizer = training.sgd(real, student, real.lr)
+    optimizer = training.sgd(real, student)
 
     def consume(batches: Iterable[Sample]) -> int:
         engine, meters = Engine(), training.Meters(topk)

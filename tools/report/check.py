@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import checkpoint
@@ -94,16 +95,18 @@ def _run(run: Path, dataroot: str | None) -> Iterator[str]:
 
 def _epoch(record: dict[str, Any]) -> None:
     """Learning rate and beta are those of the options, and numbers are in their ranges."""
-    for name in ('train_loss', 'test_loss', 'train_acc', 'test_acc', 'lr_epoch', 'beta_epoch'):
+    for name in ('train_loss', 'test_loss', 'train_acc', 'test_acc', 'beta_epoch'):
         value = record.get(name)
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (
                 name.endswith('acc') and value > 100):
             raise Fault(f'{name} of epoch {record["epoch"]} is {value}')
     opt = argparse.Namespace(**logs.METHOD | logs.TRAINING | record)
-    for name, law in (('lr_epoch', options.lr_at), ('beta_epoch', options.beta_at)):
-        if not math.isclose(record[name], law(opt, record['epoch']), rel_tol=1e-9):
-            raise Fault(f'{name} of epoch {record["epoch"]} is {record[name]}, by its options '
-                        f'{law(opt, record["epoch"])}')
+    epoch = record['epoch']
+    laws = {'lr_epoch': [options.lr_at(opt, epoch, done) for done in (0, 1)],
+            'beta_epoch': options.beta_at(opt, epoch)}
+    for name, law in laws.items():
+        if not np.allclose(record[name], law, rtol=1e-9, atol=1e-12):
+            raise Fault(f'{name} of epoch {epoch} is {record[name]}, by its options {law}')
 
 
 def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
@@ -113,7 +116,8 @@ def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
         return f'weights are of its last epoch; give --dataroot to evaluate them on {dataset}'
     cpu = torch.device('cpu')
     f, params = training.load(run, dataset, last['num_classes'], cpu)
-    _, images = data.load(dataset, dataroot or '.', cpu, last.get('max_images', 0))
+    _, images = data.load(dataset, dataroot or '.', cpu, last.get('max_images', 0),
+                          last.get('val_images', 0))
     found = training.evaluate(evaluation(f, params, 'float'), data.Loader(images, data.TEST_BATCH['cpu']))
     if abs(found['loss'] - last['test_loss']) > LOSS or abs(found['acc'] - last['test_acc']) > ACCURACY:
         raise Fault(f'evaluated, its weights have test loss {found["loss"]:.4f} and accuracy '

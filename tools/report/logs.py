@@ -24,7 +24,7 @@ METHOD = dict.fromkeys(TERMS.values(), 0.0) | {
 TRAINING = {
     'batch_size': 128, 'lr': 0.1, 'epoch_step': [60, 120, 160], 'lr_decay_ratio': 0.2, 'weight_decay': 5e-4,
     'augment': 'crop_flip', 'randomcrop_pad': 4, 'finetune': '', 'freeze': 1,
-    'dtype': 'float', 'compile': False}
+    'lr_schedule': 'step', 'warmup': 0.0, 'dtype': 'float', 'compile': False}
 NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
           'test_acc': int | float, 'train_time': int | float}
 NINS = {96: 'thin', 192: 'wide'}
@@ -127,8 +127,9 @@ def _options(record: dict[str, Any]) -> tuple:
 
 
 def _dataset(record: dict[str, Any]) -> str:
-    n = record.get('max_images')
-    return record['dataset'] + (f' (first {n} images)' if n else '')
+    n, held_out = record.get('max_images'), record.get('val_images')
+    return (record['dataset'] + (f' (first {n} images)' if n else '')
+            + (f' ({held_out} held-out training images)' if held_out else ''))
 
 
 def _settings(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
