@@ -80,17 +80,20 @@ def post_activation(blocks: Sequence[int]) -> Network:
 
 def pre_activation(blocks: Sequence[int]) -> Network:
     """Of a pre-activation ResNet with affine maps for BN: resnet-18-at-export, or a folded wide ResNet."""
-    def affine(x: Tensor, params: Params, base: str) -> Tensor:
-        """Without tensors at `base`, x: the first block of the export follows a ReLU, or BN is folded."""
+    def affine_relu(x: Tensor, params: Params, base: str) -> Tensor:
+        """ReLU alone where `base` has no tensors: after a ReLU (the export), or with BN folded."""
         a = params.get(base + '.a')
-        return x if a is None else torch.addcmul(params[base + '.b'][:, None, None], x, a[:, None, None])
+        if a is None:
+            return F.relu(x)
+        x = torch.addcmul(params[base + '.b'][:, None, None], x, a[:, None, None])
+        return F.relu(x, inplace=True)
 
     def block(x: Tensor, params: Params, base: str, stride: int) -> Tensor:
-        o = F.relu(affine(x, params, base + '.affine0'))
+        o = affine_relu(x, params, base + '.affine0')
         weight, bias = params.get(base + '.conv0'), None
         if weight is None:
             weight, bias = params[base + '.conv0.weight'], params[base + '.conv0.bias']
-        y = F.relu(affine(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1'))
+        y = affine_relu(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1')
         y = F.conv2d(y, params[base + '.conv1'], padding=1)
         shortcut = params.get(base + '.conv_dim')
         return y + (x if shortcut is None else F.conv2d(o, shortcut, stride=stride))
@@ -98,7 +101,7 @@ def pre_activation(blocks: Sequence[int]) -> Network:
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         if base + 'affine0.a' in params:  # for ImageNet
             x = F.conv2d(x, params[base + 'conv0'], stride=2, padding=3)
-            x = F.max_pool2d(F.relu(affine(x, params, base + 'affine0')), 3, stride=2, padding=1)
+            x = F.max_pool2d(affine_relu(x, params, base + 'affine0'), 3, stride=2, padding=1)
         else:
             x = F.conv2d(x, params[base + 'conv0'], padding=1)
         groups = []
@@ -106,7 +109,7 @@ def pre_activation(blocks: Sequence[int]) -> Network:
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
             groups.append(x)
-        x = F.relu(affine(x, params, base + 'affine_last'))
+        x = affine_relu(x, params, base + 'affine_last')
         return utils.classify(x, params, base), tuple(groups)
 
     return f

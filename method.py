@@ -16,7 +16,7 @@ from torch import Tensor
 import options
 import utils
 from data import Sample
-from devices import autocast
+from devices import DTYPES, autocast
 from utils import Network, Params
 
 
@@ -61,6 +61,8 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
     does, and leaves no trace in the running ones.
     """
     terms = terms_of(opt, student)
+    # Autocast would convert the teacher's weights in every step, and compute its affine maps in float32.
+    teacher = {name: t.to(DTYPES[opt.dtype]) for name, t in (teacher or {}).items()}
     gradients = bool(opt.grad_beta or opt.sym_beta or opt.l2_beta)
 
     def student_step(x: Tensor, labels: Tensor) -> Step:
@@ -103,7 +105,7 @@ def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network 
         return classification(step), step.y_s, [term.losses(step) for term in present]
 
     if opt.compile:
-        losses = compiled(losses, [*student.values(), *(teacher or {}).values()])
+        losses = compiled(losses, [*student.values(), *teacher.values()])
 
     def h(sample: Sample) -> tuple[Tensor, Output]:
         weights = {term.name: term.weight(sample.epoch) for term in terms}

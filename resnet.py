@@ -75,7 +75,7 @@ def _wide_resnet_function(n: int) -> Network:
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
             groups.append(x)  # (N, 16 w 2^g, H / 2^g, W / 2^g)
-        x = F.relu(utils.batch_norm(x, params, base + 'bn', mode))
+        x = F.relu(utils.batch_norm(x, params, base + 'bn', mode), inplace=True)
         return utils.classify(x, params, base), tuple(groups)
 
     return f
