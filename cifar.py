@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torchnet.engine import Engine
 
 import data
 import devices
@@ -17,7 +18,8 @@ import process
 import resnet
 import training
 import utils
-from method import adaptors, evaluation, method
+from method import adaptors, evaluation_step, training_step
+from training import fast
 from utils import InputError, Network, Params
 
 
@@ -77,38 +79,54 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
+        # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
         num_classes = data.CLASSES[opt.dataset]
         train_set, test_set = load(opt, device)
         train_loader = loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
         test_loader = loader(test_set, data.TEST_BATCH[device.type])
-        opt = devices.fastest(opt, device, opt.epochs * len(train_loader), options.compilable(opt))
+        opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
+
         if opt.evaluate:
-            path = options.evaluated(opt)
-            f, params = training.load(path, opt.dataset, num_classes, device)
-            result = training.evaluate(evaluation(f, params, opt.dtype), test_loader)
-            loss, acc = result['loss'], result['acc']
-            if not devices.rank():
-                print(f'{path}: test loss {loss:.4f} accuracy {acc:.2f} error {100 - acc:.2f}')
+            f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
+            result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader)
+            process.print_first(f'{options.evaluated(opt)}: test loss {result["loss"]:.4f} '
+                                f'accuracy {result["acc"]:.2f} error {100 - result["acc"]:.2f}')
             return
 
+        # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
         torch.manual_seed(opt.seed)
-        if opt.model == 'nin':
-            f_s, student = nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
-        else:
-            f_s, student = resnet.wide_resnet(opt.depth, opt.width, num_classes)
+        f_s, student = network(opt, num_classes)
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_id:
             f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
-        hints = adaptors(opt, f_s, student, f_t, teacher)
-        folder = training.folder_of(opt)
-        student = training.resumed(folder, student, hints, device)
+        student |= adaptors(opt, f_s, student, f_t, teacher)
+        student = devices.to_device(student, device)
         utils.trainable(student)
         f_s, student = devices.parallel(f_s, student)
 
-        h = method(opt, f_s, student, f_t, teacher)
-        h_test = evaluation(f_s, student, opt.dtype)
-        training.train(opt, folder, h, h_test, student, train_loader, test_loader, num_classes)
+        # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
+        h = training_step(opt, f_s, student, f_t, teacher)
+        h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
+        facts = {'num_classes': num_classes, 'teacher': resnet.fields(teacher)}
+        run = training.Run(opt, student, h_test, train_loader, test_loader, facts)
+
+        # The loop is torchnet's: for each sample zero_grad, h, backward, step.
+        engine = Engine()
+        engine.hooks['on_start'] = run.start
+        engine.hooks['on_start_epoch'] = run.start_epoch  # meters, progress bar; drops with fresh momentum
+        engine.hooks['on_sample'] = run.set_lr            # the learning rate, batch by batch
+        engine.hooks['on_forward'] = run.measure          # loss and accuracy, kept on the device
+        engine.hooks['on_end_epoch'] = run.end_epoch      # test, checkpoint, one JSON line, one printed line
+        with run:                                         # what ends it early says how to resume
+            engine.train(h, train_loader, opt.epochs, run.optimizer)
+
+
+def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]:
+    """The student, with fresh weights."""
+    if opt.model == 'nin':
+        return nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
+    return resnet.wide_resnet(opt.depth, opt.width, num_classes)
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:

@@ -19,7 +19,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 import shapes
-from utils import InputError
+from utils import InputError, Sample
 
 # Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
@@ -33,14 +33,6 @@ class Images(NamedTuple):
     """A whole split on one device."""
     images: Tensor  # (N, H, W, 3) uint8
     labels: Tensor  # (N,) int64
-
-
-class Sample(NamedTuple):
-    """A batch as the step gets it."""
-    x: Tensor  # (B, 3, H, W) float32, normalised, channels last in memory
-    labels: Tensor  # (B,) int64
-    epoch: int
-    share: float = 1.0  # of this rank in the gradient of the whole batch, times the number of ranks
 
 
 # --- data sets -------------------------------------------------------------------------------------------
@@ -191,17 +183,19 @@ class Loader(RankLoader):
     def __iter__(self) -> Iterator[Sample]:
         images, labels = self.split
         if self.seed is None:
-            for part, share in self.parts:
-                yield Sample(normalize(images[part]), labels[part], self.epoch, share)
+            for batch, (part, share) in enumerate(self.parts):
+                yield Sample(normalize(images[part]), labels[part], self.epoch, batch, share)
             return
         draws = [draw.to(self.device) for draw in self._draws(self.seed)]
         n = AT_ONCE[self.device.type]
+        batch = 0
         for some in (self.parts[i:i + n] for i in range(0, len(self.parts), n)):
             index, offset, flip = (torch.cat([draw[part] for part, _ in some]) for draw in draws)
             x = normalize(crop_flip(images, index, offset, flip, self.pad))
             sizes = [part.stop - part.start for part, _ in some]
             for x_b, y_b, (_, share) in zip(x.split(sizes), labels[index].split(sizes), some, strict=True):
-                yield Sample(x_b, y_b, self.epoch, share)
+                yield Sample(x_b, y_b, self.epoch, batch, share)
+                batch += 1
 
     def _draws(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         order, augmentation = (generator(seed, self.epoch, stream) for stream in (0, 1))

@@ -33,9 +33,7 @@ from utils import InputError, Network, Params
 T = TypeVar('T')
 LOST = 3  # status of a rank that ends because another one is gone, or hangs
 WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
-COMPILED_FROM = 3000  # steps: compiling takes about 30 s, and saves 10 ms or more of a step
 MALLOPT = {'M_TRIM_THRESHOLD': -1, 'M_MMAP_MAX': -4}  # of malloc.h
-DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
 
 
 def cuda_devices(opt: argparse.Namespace) -> list[int]:
@@ -58,7 +56,7 @@ def device(opt: argparse.Namespace) -> torch.device:
     torch.use_deterministic_algorithms(opt.deterministic)
     if not numbers:
         keep_freed_memory()
-        if opt.dtype == 'bfloat16' and not has_bfloat16(torch.device('cpu')):
+        if opt.dtype == 'bfloat16' and not torch.cpu._is_avx512_bf16_supported():
             print('note: this CPU may have no bfloat16 arithmetic: --dtype float may be many times faster',
                   file=sys.stderr)
         return torch.device('cpu')
@@ -79,54 +77,10 @@ def keep_freed_memory() -> None:
             mallopt(MALLOPT[option], value)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 by instructions of its own."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported()  # processors with AMX have it too
-
-
-def fastest(opt: argparse.Namespace, device: torch.device, steps: int,
-            compilable: bool) -> argparse.Namespace:
-    """The options with what --fast chooses for a run of this many steps: --dtype and --compile.
-
-    bfloat16 where the device computes in it; compiled where the step can be compiled, the run is long enough
-    to pay for it and a compiler works. What the user gave stays.
-    """
-    if not opt.fast:
-        return opt
-    dtype = opt.dtype or ('bfloat16' if has_bfloat16(device) else 'float')
-    if opt.compile:
-        why_not = ''
-    elif not compilable:
-        why_not = 'losses on gradients cannot be compiled'
-    elif steps < COMPILED_FROM:
-        why_not = f'{steps:,} steps are too few to pay for it'
-    else:
-        why_not = _no_compiler(device)
-    if not rank():
-        print(f'fast: {dtype}, ' + (f'not compiled ({why_not})' if why_not else 'compiled'), flush=True)
-    return argparse.Namespace(**vars(opt) | {'dtype': dtype, 'compile': not why_not})
-
-
-def _no_compiler(device: torch.device) -> str:
-    """Why torch.compile does not work here; nothing if it does, which a function of one line shows."""
-    try:
-        torch.compile(lambda x: x.cos() + 1, dynamic=False)(torch.ones(8, device=device))
-    except Exception as e:  # no compiler, no headers of Python, no Triton, a full disk, ...
-        return f'torch.compile fails here: {utils.one_line(str(e).strip().splitlines()[0])[:120]}'
-    return ''
-
-
 def to_device(params: Params, device: torch.device) -> Params:
     """Tensors on the device, convolutions with channels last, which both kinds of device compute faster."""
     return {name: t.to(device, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)
             for name, t in params.items()}
-
-
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """The arithmetic of --dtype for whatever runs inside."""
-    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
 
 
 # --- ranks -----------------------------------------------------------------------------------------------

@@ -5,15 +5,16 @@
     python imagenet.py --dataset cub --dataroot ~/CUB_200_2011 --finetune torchvision:resnet18
 """
 import argparse
-import math
 import os
 import re
 import sys
 
 import torch
+from torchnet.engine import Engine
 
 import devices
 import images
+import method
 import nvjpeg
 import options
 import process
@@ -21,7 +22,8 @@ import resnet
 import splits
 import training
 import utils
-from method import adaptors, evaluation, method
+from method import adaptors, evaluation_step, training_step
+from training import fast
 from utils import InputError, Network, Params
 
 TOPK = (1, 5)
@@ -60,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
     opt.imagenetpath = os.path.expanduser(opt.imagenetpath)  # as it is where there is no such user
     if not opt.evaluate and not opt.save:
-        losses = ''.join(f'_{name}' for name, weight in options.LOSSES.items() if getattr(opt, weight))
+        losses = ''.join(f'_{loss.name}' for loss in method.active(opt))
         opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
     if opt.evaluate and opt.finetune:
@@ -82,48 +84,60 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
+        # Data: lists of image files, which --nthread processes decode and crop.
         train_set, test_set = splits.load(opt.dataset, opt.imagenetpath, train=not opt.evaluate)
         num_classes = len(test_set.classes)
-        steps = opt.epochs * math.ceil(len(train_set.labels) / opt.batch_size) if train_set else 0
-        opt = devices.fastest(opt, device, steps, options.compilable(opt))
+        test_loader = loader(opt, test_set, device)
+
         if opt.evaluate:
-            path = options.evaluated(opt)
-            with devices.first_rank_first():
-                f, params = training.load(path, opt.dataset, num_classes, device)
-            test_loader = loader(opt, test_set, device)
-            result = training.evaluate(evaluation(f, params, opt.dtype), test_loader, TOPK)
+            opt = fast.chosen(opt, device, steps=0)
+            with devices.first_rank_first():  # which downloads the weights
+                f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
+            result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
             damaged, = training.n_damaged(test_loader)
-            if not devices.rank():
-                print(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
-                      f'top-5 error {100 - result["acc5"]:.2f}'
-                      + (f' without {damaged} damaged images' if damaged else ''))
+            process.print_first(
+                f'{options.evaluated(opt)}: test loss {result["loss"]:.4f} '
+                f'top-1 error {100 - result["acc"]:.2f} top-5 error {100 - result["acc5"]:.2f}'
+                + (f' without {damaged} damaged images' if damaged else ''))
             return
 
+        train_loader = loader(opt, train_set, device, 'random' if opt.finetune else 'resized', opt.seed)
+        opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
+        process.print_first(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train '
+                            f'with, {len(test_set.labels)} to test')
+
+        # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
         torch.manual_seed(opt.seed)
         f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
+        if opt.finetune:
+            with devices.first_rank_first():
+                student = pretrained(opt.finetune, student)
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_params:
-            with devices.first_rank_first():  # which downloads it
-                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
-        hints = adaptors(opt, f_s, student, f_t, teacher)
-        folder = training.folder_of(opt)
-        if opt.finetune and not folder.state:
             with devices.first_rank_first():
-                student = pretrained(opt.finetune, student)
-        student = training.resumed(folder, student, hints, device)
+                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
+        student |= adaptors(opt, f_s, student, f_t, teacher)
+        student = devices.to_device(student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
         utils.trainable({name: t for name, t in student.items() if name not in fixed})
         f_s, student = devices.parallel(f_s, student)
 
-        h = method(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
-        h_test = evaluation(f_s, student, opt.dtype)
-        if not devices.rank():
-            print(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train with, '
-                  f'{len(test_set.labels)} to test')
-        crop = 'random' if opt.finetune else 'resized'
-        training.train(opt, folder, h, h_test, student, loader(opt, train_set, device, crop, opt.seed),
-                       loader(opt, test_set, device), num_classes, TOPK)
+        # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
+        h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
+        h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
+        facts = {'num_classes': num_classes, 'teacher': resnet.fields(teacher)}
+        run = training.Run(opt, student, h_test, train_loader, test_loader, facts, TOPK)
+
+        # The loop is torchnet's: for each sample zero_grad, h, backward, step.
+        engine = Engine()
+        engine.hooks['on_start'] = run.start
+        engine.hooks['on_start_epoch'] = run.start_epoch  # meters, progress bar; drops with fresh momentum
+        engine.hooks['on_sample'] = run.set_lr            # the learning rate, batch by batch
+        engine.hooks['on_forward'] = run.measure          # loss and accuracy, kept on the device
+        engine.hooks['on_end_epoch'] = run.end_epoch      # test, checkpoint, one JSON line, one printed line
+        with run:                                         # what ends it early says how to resume
+            engine.train(h, train_loader, opt.epochs, run.optimizer)
 
 
 def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',

@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import data
-from data import Sample
 from splits import Split
-from utils import InputError
+from utils import InputError, Sample
 
 SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of what it is cut from
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
@@ -271,14 +270,14 @@ class Loader(data.RankLoader):
         order = (torch.arange(n) if self.seed is None else
                  torch.randperm(n, generator=data.generator(self.seed, epoch, 0)))
         self.tasks[:] = [(epoch, order[part].tolist()) for part, _ in self.parts]
-        for batch, (_, share) in zip(self._work(), self.parts, strict=True):
+        for i, (batch, (_, share)) in enumerate(zip(self._work(), self.parts, strict=True)):
             if isinstance(batch, InputError):
                 raise batch
             self.damaged += batch[2]
             if self.damaged == self.n_images:
                 raise InputError(f'all {self.n_images} images of {self.reader.split.root} are damaged')
             x, labels = (t.to(self.device, non_blocking=True) for t in batch[:2])
-            yield Sample(normalize(x), labels, epoch, share)
+            yield Sample(normalize(x), labels, epoch, i, share)
 
     def close(self) -> None:
         """End the workers; a next epoch starts new ones."""

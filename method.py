@@ -1,11 +1,12 @@
-"""The training step: which losses, between which tensors, with which weights.
+"""The method: one table of losses, the steps made of them, and what changes with the epoch.
 
-    h = method.method(opt, f_s, student, f_t, teacher)
-    loss, output = h(sample)
+    h = training_step(opt, f_s, student, f_t, teacher)
+    loss, output = h(sample)                              # torchnet's Engine calls it for every batch
 
-A new loss is a function in `utils`, an option in `options` and a term here.
+A new loss is a function in `utils`, a row of LOSSES and a test.
 """
 import argparse
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,25 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import options
 import utils
-from data import Sample
-from devices import DTYPES, autocast
-from utils import Network, Params
-
-
-class Output(NamedTuple):
-    """What a step gives besides its loss."""
-    logits: Tensor  # (B, K)
-    terms: dict[str, list[Tensor]]  # losses by name, one per group, before their weights
+from utils import Network, Params, Sample
 
 
 class Step(NamedTuple):
-    """What losses are made of; of the teacher, of gradients and of mirrored images only where a loss asks."""
+    """What losses are made of; the teacher, gradients and mirrored images only where a loss needs them."""
     labels: Tensor  # (B,)
-    y_s: Tensor  # (B, K), logits
-    g_s: tuple[Tensor, ...]  # (B, C, H, W) each, the groups' activations
-    y_t: Tensor | None = None
+    y_s: Tensor  # (B, K), logits of the student
+    g_s: tuple[Tensor, ...]  # (B, C, H, W) each, activations of its groups
+    student: Params
+    y_t: Tensor | None = None  # the same of the teacher
     g_t: tuple[Tensor, ...] = ()
     j_s: Tensor | None = None  # (B, 3, H, W), d CE / d x
     j_t: Tensor | None = None
@@ -39,124 +32,133 @@ class Step(NamedTuple):
     j_m: Tensor | None = None
 
 
-class Term(NamedTuple):
-    """A loss beside the classification loss: weight(epoch) * sum(losses(step)), one loss per group."""
-    name: str
-    weight: Callable[[int], float]
-    losses: Callable[[Step], list[Tensor]]
-    teacher: bool = True  # whether it compares with one
+class Output(NamedTuple):
+    """What a step gives besides the loss to minimise."""
+    loss: Tensor  # mean over the images of this rank
+    logits: Tensor  # (B, K)
+    losses: dict[str, list[Tensor]]  # by name, one per group, before their weights
+    likeness: dict[str, list[Tensor]] = {}  # of student and teacher, means over images
 
 
-Method = Callable[[Sample], tuple[Tensor, Output]]
-ADAPTOR = 'adaptor'  # their names, followed by the number of the group
+# --- what changes with the epoch ---------------------------------------------------------------------------
 
 
-def method(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None = None,
-           teacher: Params | None = None, fixed_bn: bool = False) -> Method:
-    """The training step: h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
+def learning_rate(opt: argparse.Namespace, epoch: int, done: float = 0.0) -> float:
+    """Learning rate in an epoch, from 1, of which a fraction `done` is over.
 
-    `student` has the adaptors of full-activation transfer as well. The teacher is asked only in epochs in
-    which something is learned from it. fixed_bn: the student's BN keeps its running statistics, for
-    fine-tuning. A second pass, of mirrored images, takes the statistics of its own batch where the first
-    does, and leaves no trace in the running ones.
+    'step' multiplies --lr by lr_decay_ratio at the start of each of epoch_step; 'linear' and 'cosine' let it
+    fall from the end of the warm-up to 0 at the end of the run.
     """
-    terms = terms_of(opt, student)
-    # Autocast would convert the teacher's weights in every step, and compute its affine maps in float32.
-    teacher = {name: t.to(DTYPES[opt.dtype]) for name, t in (teacher or {}).items()}
-    gradients = bool(opt.grad_beta or opt.sym_beta or opt.l2_beta)
-
-    def student_step(x: Tensor, labels: Tensor) -> Step:
-        if not gradients:
-            with autocast(x.device, opt.dtype):
-                return Step(labels, *f_s(x, student, not fixed_bn))
-        j_m = y_m = None
-        x = x.detach().requires_grad_()
-        with autocast(x.device, opt.dtype):
-            y_s, g_s = f_s(x, student, not fixed_bn)
-        j_s = utils.input_gradient(x, y_s, labels)
-        if opt.sym_beta:
-            mirrored = x.detach().flip(3).requires_grad_()
-            with autocast(x.device, opt.dtype), utils.statistics_aside(student):
-                y_m, _ = f_s(mirrored, student, not fixed_bn)
-            j_m = utils.input_gradient(mirrored, y_m, labels)
-        return Step(labels, y_s, g_s, j_s=j_s, y_m=y_m, j_m=j_m)
-
-    def ask_teacher(x: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-        """Logits, groups and, for gradient-based transfer, J."""
-        x = x.detach().requires_grad_(bool(opt.grad_beta))
-        with torch.set_grad_enabled(bool(opt.grad_beta)), autocast(x.device, opt.dtype):
-            y_t, g_t = f_t(x, teacher, False)
-        j_t = utils.input_gradient(x, y_t, labels, create_graph=False) if opt.grad_beta else None
-        return y_t.detach(), tuple(g.detach() for g in g_t), j_t
-
-    def classification(s: Step) -> Tensor:
-        if opt.alpha:
-            return utils.distillation(s.y_s, s.y_t, s.labels, opt.temperature, opt.alpha)
-        return F.cross_entropy(utils.full(s.y_s), s.labels)
-
-    def losses(x: Tensor, labels: Tensor, on: list[bool]) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """Classification loss, logits, and the losses of the terms that are on."""
-        present = [term for term, is_on in zip(terms, on, strict=True) if is_on]
-        y_t = j_t = None
-        g_t: tuple[Tensor, ...] = ()
-        if opt.alpha or any(term.teacher for term in present):
-            y_t, g_t, j_t = ask_teacher(x, labels)
-        step = student_step(x, labels)._replace(y_t=y_t, g_t=g_t, j_t=j_t)
-        return classification(step), step.y_s, [term.losses(step) for term in present]
-
-    if opt.compile:
-        losses = compiled(losses, [*student.values(), *teacher.values()])
-
-    def h(sample: Sample) -> tuple[Tensor, Output]:
-        weights = {term.name: term.weight(sample.epoch) for term in terms}
-        loss, logits, found = losses(sample.x, sample.labels, [bool(weight) for weight in weights.values()])
-        by_name = dict(zip([name for name, weight in weights.items() if weight], found, strict=True))
-        loss = loss + sum(weights[name] * sum(of_groups) for name, of_groups in by_name.items())
-        return loss, Output(logits, by_name)
-
-    return h
+    time = epoch - 1 + done
+    if time < opt.warmup:
+        return opt.lr * time / opt.warmup
+    left = (opt.epochs - time) / (opt.epochs - opt.warmup)
+    if opt.lr_schedule == 'linear':
+        return opt.lr * left
+    if opt.lr_schedule == 'cosine':
+        return opt.lr * (1 - math.cos(math.pi * left)) / 2
+    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
 
 
-def compiled(losses: Callable, tensors: list[Tensor]) -> Callable:
-    """The function in one piece for each shape of its input; on CUDA a graph, launched as a whole.
-
-    A graph reads and writes tensors where they lie. To the compiler those of a network are inputs, which it
-    would copy in each step, and refuse where BN writes to them: they are said to stay where they are.
-    """
-    cuda = any(t.is_cuda for t in tensors)
-    if cuda:
-        for t in tensors:
-            torch._dynamo.mark_static_address(t)
-    return torch.compile(losses, dynamic=False, mode='reduce-overhead' if cuda else None)
+def beta_decay(opt: argparse.Namespace, epoch: int) -> float:
+    """Factor on beta and hint_beta in an epoch, from 1."""
+    return utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
 
 
-def terms_of(opt: argparse.Namespace, student: Params) -> list[Term]:
-    """The losses that the options switch on, beside classification and distillation."""
-    def groups(s: Step) -> range | list[int]:
-        return range(len(s.g_s)) if opt.at_groups is None else opt.at_groups
+def beta_factor(opt: argparse.Namespace, epoch: int) -> float:
+    """Factor on beta in an epoch, from 1: 0 before --at_from_epoch."""
+    return beta_decay(opt, epoch) if epoch >= opt.at_from_epoch else 0.0
 
-    def attention(s: Step) -> list[Tensor]:
-        return [utils.at_loss(s.g_s[i], s.g_t[i], opt.map_p, opt.map) for i in groups(s)]
 
-    def full_activation(s: Step) -> list[Tensor]:
-        return [utils.full_activation_loss(s.g_s[i], s.g_t[i], student.get(ADAPTOR + str(i)))
-                for i in groups(s)]
+def beta(opt: argparse.Namespace, epoch: int) -> float:
+    """Weight of attention transfer in an epoch, from 1."""
+    return opt.beta * beta_factor(opt, epoch)
 
-    terms = [
-        Term('at', lambda epoch: options.beta_at(opt, epoch), attention),
-        Term('hint', lambda epoch: opt.hint_beta * options.decay_at(opt, epoch), full_activation),
-        Term('grad', lambda epoch: opt.grad_beta, lambda s: [utils.gradient_loss(s.j_s, s.j_t)]),
-        Term('sym', lambda epoch: opt.sym_beta, lambda s: [
-            utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)], teacher=False),
-        Term('l2', lambda epoch: opt.l2_beta, lambda s: [utils.min_l2_loss(s.j_s)], teacher=False)]
-    return [term for term in terms if getattr(opt, options.LOSSES[term.name])]
+
+def constant(opt: argparse.Namespace, epoch: int) -> float:
+    """Factor on the weights that do not change."""
+    return 1.0
+
+
+# --- the table of losses -----------------------------------------------------------------------------------
+
+
+def compared(s: Step, opt: argparse.Namespace) -> list[tuple[int, Tensor, Tensor]]:
+    """(number, student's activations, teacher's) of the groups that --at_groups names, or of all."""
+    groups = range(len(s.g_s)) if opt.at_groups is None else opt.at_groups
+    return [(i, s.g_s[i], s.g_t[i]) for i in groups]
+
+
+def attention(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.at_loss(x, y, opt.map_p, opt.map) for _, x, y in compared(s, opt)]
+
+
+def full_activation(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.full_activation_loss(x, y, s.student.get(ADAPTOR + str(i)))
+            for i, x, y in compared(s, opt)]
+
+
+def gradient(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.gradient_loss(s.j_s, s.j_t)]
+
+
+def symmetry(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)]
+
+
+def min_l2(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.min_l2_loss(s.j_s)]
+
+
+def softened(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    return [utils.softened_divergence(s.y_s, s.y_t, opt.temperature)]
+
+
+class Loss(NamedTuple):
+    """A row: weight * factor(opt, epoch) * sum(losses(step, opt)) is added to the classification loss."""
+    name: str  # NAME_losses in the log
+    option: str  # the weight; 0 switches the loss off
+    title: str  # in reports
+    losses: Callable[[Step, argparse.Namespace], list[Tensor]]
+    help: str
+    settings: tuple[str, ...] = ()  # options that have an effect only with such losses
+    teacher: bool = False  # needs a teacher
+    groups: bool = False  # compares group by group: both networks have the same number of groups
+    gradients: bool = False  # needs gradients of gradients
+    factor: Callable[[argparse.Namespace, int], float] = constant
+    most: float = math.inf  # largest weight
+
+
+LOSSES = (
+    Loss('at', 'beta', 'AT', attention, 'weight of attention transfer (paper: 1e+3)',
+         ('beta_decay', 'map', 'map_p', 'at_groups', 'at_from_epoch'),
+         teacher=True, groups=True, factor=beta_factor),
+    Loss('hint', 'hint_beta', 'F-ActT', full_activation,
+         'weight of full-activation transfer (F-ActT), which decays as beta does',
+         ('beta_decay', 'at_groups'), teacher=True, groups=True, factor=beta_decay),
+    Loss('grad', 'grad_beta', 'gradient AT', gradient,
+         'weight of gradient-based attention transfer (Eq. 4)', teacher=True, gradients=True),
+    Loss('sym', 'sym_beta', 'symmetry', symmetry,
+         'weight of the symmetry norm (Eq. 6), which needs no teacher', gradients=True),
+    Loss('l2', 'l2_beta', 'min-l2', min_l2,
+         'weight of the norm of the gradient (min-l2), which needs no teacher', gradients=True),
+    Loss('kd', 'alpha', 'KD', softened,
+         'weight of distillation (paper: 0.9); the cross-entropy has the weight 1 - alpha', ('temperature',),
+         teacher=True, most=1.0),
+)
+ADAPTOR = 'adaptor'  # 1x1 convolutions of full-activation transfer: their name before the group's number
+
+
+def active(opt: argparse.Namespace) -> list[Loss]:
+    """The losses that the options switch on."""
+    return [loss for loss in LOSSES if getattr(opt, loss.option)]
 
 
 def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
              teacher: Params) -> Params:
     """Fresh 1x1 convolutions of full-activation transfer, for the groups whose numbers of channels differ.
 
-    They are trained with the student and kept in its checkpoint, beside it: the student does without them.
+    They are trained with the student and kept in its checkpoint; the student does not need them afterwards.
     """
     if not opt.hint_beta:
         return {}
@@ -171,12 +173,121 @@ def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Networ
             if c_s != c_t and (opt.at_groups is None or i in opt.at_groups)}
 
 
-def evaluation(f: Network, params: Params, dtype: str) -> Method:
-    """Cross-entropy and logits of a network in evaluation mode."""
+# --- the steps ---------------------------------------------------------------------------------------------
+
+
+def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None = None,
+                  teacher: Params | None = None, fixed_bn: bool = False) -> utils.Function:
+    """h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
+
+    `student` holds the adaptors of full-activation transfer too. The teacher runs only in epochs in which
+    something is learned from it. fixed_bn: BN of the student keeps its running statistics, for fine-tuning.
+    The loss to minimise has the rank's share of the batch as a factor.
+    """
+    rows = active(opt)
+    teacher = teacher or {}
+    if opt.dtype != 'float':  # autocast would convert weights in every step, and take float32 for affine maps
+        teacher = {name: t.to(utils.DTYPES[opt.dtype]) for name, t in teacher.items()}
+
+    def losses(x: Tensor, labels: Tensor, on: tuple[bool, ...]) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """Cross-entropy, logits, and the losses of the rows that are on."""
+        present = [row for row, is_on in zip(rows, on, strict=True) if is_on]
+        step = ask_student(opt, f_s, student, x, labels, not fixed_bn)
+        if any(row.teacher for row in present):
+            y_t, g_t, j_t = ask_teacher(opt, f_t, teacher, x, labels)
+            step = step._replace(y_t=y_t, g_t=g_t, j_t=j_t)
+        cross_entropy = F.cross_entropy(utils.full(step.y_s), labels)
+        return cross_entropy, step.y_s, [row.losses(step, opt) for row in present]
+
+    if opt.compile:
+        losses = compiled(losses, [*student.values(), *teacher.values()])
+
+    def h(sample: Sample) -> tuple[Tensor, Output]:
+        weights = {row.name: getattr(opt, row.option) * row.factor(opt, sample.epoch) for row in rows}
+        on = tuple(bool(weight) for weight in weights.values())
+        loss, logits, found = losses(sample.x, sample.labels, on)
+        by_name = dict(zip([name for name, weight in weights.items() if weight], found, strict=True))
+        loss = (1 - opt.alpha) * loss
+        for name, of_groups in by_name.items():
+            loss = loss + weights[name] * sum(of_groups)
+        return loss * sample.share, Output(loss, logits, by_name)
+
+    return h
+
+
+def ask_student(opt: argparse.Namespace, f: Network, student: Params, x: Tensor, labels: Tensor,
+                mode: bool) -> Step:
+    """Logits, groups and, where a loss needs them, gradients of images x (B, 3, H, W) and of mirrored ones.
+
+    The pass of mirrored images takes the statistics of its own batch where the first pass does, and does not
+    change the running ones.
+    """
+    gradients = any(row.gradients for row in active(opt))
+    x = x.detach().requires_grad_(gradients)
+    with utils.autocast(x.device, opt.dtype):
+        y_s, g_s = f(x, student, mode)
+    step = Step(labels, y_s, g_s, student)
+    if gradients:
+        step = step._replace(j_s=utils.input_gradient(x, y_s, labels))
+    if opt.sym_beta:
+        mirrored = x.detach().flip(3).requires_grad_()
+        with utils.autocast(x.device, opt.dtype), utils.statistics_aside(student):
+            y_m, _ = f(mirrored, student, mode)
+        step = step._replace(y_m=y_m, j_m=utils.input_gradient(mirrored, y_m, labels))
+    return step
+
+
+def ask_teacher(opt: argparse.Namespace, f: Network, teacher: Params, x: Tensor,
+                labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """Logits, groups and, for gradient-based transfer, the gradient of the images x (B, 3, H, W)."""
+    x = x.detach().requires_grad_(bool(opt.grad_beta))
+    with torch.set_grad_enabled(bool(opt.grad_beta)), utils.autocast(x.device, opt.dtype):
+        y_t, g_t = f(x, teacher, False)
+    j_t = utils.input_gradient(x, y_t, labels, create_graph=False) if opt.grad_beta else None
+    return y_t.detach(), tuple(g.detach() for g in g_t), j_t
+
+
+def compiled(losses: Callable, tensors: list[Tensor]) -> Callable:
+    """The function in one piece for each shape of its input; on CUDA a graph, launched as a whole.
+
+    A graph reads and writes tensors at fixed addresses. The compiler takes a network's tensors for inputs,
+    which it would copy in each step, and refuse where BN writes to them: they are marked as staying in place.
+    """
+    cuda = any(t.is_cuda for t in tensors)
+    if cuda:
+        for t in tensors:
+            torch._dynamo.mark_static_address(t)
+    return torch.compile(losses, dynamic=False, mode='reduce-overhead' if cuda else None)
+
+
+def evaluation_step(f: Network, params: Params, dtype: str, f_t: Network | None = None,
+                    teacher: Params | None = None) -> utils.Function:
+    """h(sample) -> cross-entropy, Output in evaluation mode; with a teacher, how alike the two are.
+
+    'agreement' is the percentage of images that both give the same class, 'map_cosines' the cosine of their
+    attention maps F_sum^2, a number for each group. The teacher's answers are kept by the batch's number: its
+    images must be the same in each epoch.
+    """
+    answers: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def ask(f: Network, params: Params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with utils.autocast(x.device, dtype):
+            logits, groups = f(x, params, False)
+        return logits.float(), [utils.attention_map(g) for g in groups] if f_t else []
+
     @torch.no_grad()
-    def h_test(sample: Sample) -> tuple[Tensor, Output]:
-        with autocast(sample.x.device, dtype):
-            logits, _ = f(sample.x, params, False)
-        logits = logits.float()
-        return F.cross_entropy(logits, sample.labels), Output(logits, {})
-    return h_test
+    def h(sample: Sample) -> tuple[Tensor, Output]:
+        logits, maps = ask(f, params, sample.x)
+        likeness = {}
+        if f_t:
+            if sample.batch not in answers:
+                y_t, maps_t = ask(f_t, teacher, sample.x)
+                answers[sample.batch] = y_t.argmax(1), maps_t
+            classes, maps_t = answers[sample.batch]
+            likeness['agreement'] = [100 * (logits.argmax(1) == classes).float().mean()]
+            if len(maps) == len(maps_t):
+                likeness['map_cosines'] = [utils.map_cosine(a, b) for a, b in zip(maps, maps_t, strict=True)]
+        loss = F.cross_entropy(logits, sample.labels)
+        return loss, Output(loss, logits, {}, likeness)
+
+    return h

@@ -11,17 +11,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import devices
+import method
 import utils
-
-# Names of losses, and the options that weigh them.
-LOSSES = {'at': 'beta', 'kd': 'alpha', 'hint': 'hint_beta', 'grad': 'grad_beta', 'sym': 'sym_beta',
-          'l2': 'l2_beta'}
-TEACHER_LOSSES = ('alpha', 'beta', 'hint_beta', 'grad_beta')  # weights of what is learned from a teacher
-GROUP_LOSSES = ('beta', 'hint_beta')  # that compare group by group
-GRADIENT_LOSSES = ('grad_beta', 'sym_beta', 'l2_beta')  # that need gradients of gradients
-# Options that act only where one of others has a value, and those others.
-NEEDS = {'beta_decay': ('beta', 'hint_beta'), 'map': ('beta',), 'map_p': ('beta',),
-         'at_groups': ('beta', 'hint_beta'), 'at_from_epoch': ('beta',), 'temperature': ('alpha',)}
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,9 +62,10 @@ def int_list(text: str) -> list[int]:
 def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
     """What the student learns beside its labels; 0 switches a loss off."""
     group = parser.add_argument_group('method')
-    group.add_argument('--alpha', type=fraction, default=0.0, help='weight of distillation (paper: 0.9)')
+    for loss in method.LOSSES:
+        group.add_argument(f'--{loss.option}', type=weight if loss.most > 1 else fraction, default=0.0,
+                           help=loss.help)
     group.add_argument('--temperature', type=positive, default=4.0, help='temperature T of distillation')
-    group.add_argument('--beta', type=weight, default=0.0, help='weight of attention transfer (paper: 1e+3)')
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
                        help='how beta and hint_beta fall; step: by lr_decay_ratio at epoch_step')
     group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
@@ -82,14 +74,6 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
                        help='groups whose maps or activations are compared, from 0; without a default all')
     group.add_argument('--at_from_epoch', type=positive_int, default=1, metavar='EPOCH',
                        help='first epoch with attention transfer (paper, ImageNet: 60); beta decays from 1')
-    group.add_argument('--hint_beta', type=weight, default=0.0,
-                       help='weight of full-activation transfer (F-ActT); it decays as beta does')
-    group.add_argument('--grad_beta', type=weight, default=0.0,
-                       help='weight of gradient-based attention transfer (Eq. 4)')
-    group.add_argument('--sym_beta', type=weight, default=0.0,
-                       help='weight of the symmetry norm (Eq. 6), which needs no teacher')
-    group.add_argument('--l2_beta', type=weight, default=0.0,
-                       help='weight of the norm of the gradient (min-l2), which needs no teacher')
 
 
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: list[int],
@@ -139,7 +123,7 @@ def add_device(parser: Parser) -> None:
 
 
 def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The options; with --fast an empty --dtype, which `devices.fastest` fills in."""
+    """The options; with --fast an empty --dtype, which `fast.chosen` fills in."""
     opt = parser.parse_args(arguments)
     if opt.fast:
         parser.set_defaults(dtype='')
@@ -152,7 +136,6 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
 
     `teacher` is the name of the option that gives the teacher, `n_groups` the number of groups of a network.
     """
-    given = getattr(opt, teacher)
     if opt.ngpu > 1024:  # each has a number below
         parser.error(f'--ngpu {opt.ngpu}: no machine has so many devices')
     if opt.ngpu > 1 and opt.gpu_id == [0]:
@@ -173,12 +156,23 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
             parser.error(f'--{name} is for training: leave it out beside --evaluate')
     if opt.tensorboard and not importlib.util.find_spec('tensorboard'):
         parser.error('--tensorboard needs a package that is not installed: pip install tensorboard')
-    learns = [name for name in TEACHER_LOSSES if getattr(opt, name)]
-    gradients = [name for name in GRADIENT_LOSSES if getattr(opt, name)]
-    if opt.evaluate and (given or learns or gradients):
-        parser.error(f'--evaluate learns nothing: leave out --{[*learns, *gradients, teacher][0]}')
     if opt.fast and opt.deterministic and devices.cuda_devices(opt):
         parser.error('--fast chooses kernels by speed, --deterministic by their order of sums: give one')
+    check_losses(parser, opt, teacher)
+    if opt.at_from_epoch > opt.epochs:
+        parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
+    if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
+        parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}')
+
+
+def check_losses(parser: Parser, opt: argparse.Namespace, teacher: str) -> None:
+    """As `check`, of the losses that are on."""
+    losses = method.active(opt)
+    learns = [loss.option for loss in losses if loss.teacher]
+    gradients = [loss.option for loss in losses if loss.gradients]
+    given = getattr(opt, teacher)
+    if opt.evaluate and (given or losses):
+        parser.error(f'--evaluate learns nothing: leave out --{losses[0].option if losses else teacher}')
     if opt.compile and gradients:
         parser.error(f'--{gradients[0]} needs gradients of gradients, which torch.compile cannot make: '
                      'leave out --compile')
@@ -190,13 +184,10 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     if given and not learns:
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
                      'transfer, --alpha 0.9 for distillation, or another loss that needs a teacher')
-    for name, needs in NEEDS.items():
-        if getattr(opt, name) != parser.get_default(name) and not any(getattr(opt, need) for need in needs):
-            parser.error(f'--{name} has no effect without --{" or --".join(needs)}')
-    if opt.at_from_epoch > opt.epochs:
-        parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
-    if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
-        parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}')
+    for name in dict.fromkeys(name for loss in method.LOSSES for name in loss.settings):
+        needs = [loss for loss in method.LOSSES if name in loss.settings]
+        if getattr(opt, name) != parser.get_default(name) and not set(needs) & set(losses):
+            parser.error(f'--{name} has no effect without --{" or --".join(loss.option for loss in needs)}')
 
 
 def check_schedule(parser: Parser, opt: argparse.Namespace) -> None:
@@ -216,40 +207,6 @@ def check_schedule(parser: Parser, opt: argparse.Namespace) -> None:
               f'--{uses[0]} step changes nothing; --lr_schedule linear suits a short run', file=sys.stderr)
 
 
-def compilable(opt: argparse.Namespace) -> bool:
-    """Whether torch.compile can make the step: not with gradients of gradients."""
-    return not any(getattr(opt, name) for name in GRADIENT_LOSSES)
-
-
 def evaluated(opt: argparse.Namespace) -> str:
     """Path of the weights to evaluate, or nothing."""
     return opt.student_params or (opt.save if opt.resume in ('', 'auto') else opt.resume)
-
-
-def beta_at(opt: argparse.Namespace, epoch: int) -> float:
-    """Weight of attention transfer in an epoch, from 1."""
-    if epoch < opt.at_from_epoch:
-        return 0.0
-    return opt.beta * decay_at(opt, epoch)
-
-
-def decay_at(opt: argparse.Namespace, epoch: int) -> float:
-    """Factor on beta and hint_beta in an epoch, from 1."""
-    return utils.decay(opt.beta_decay, epoch, opt.epochs, opt.epoch_step, opt.lr_decay_ratio)
-
-
-def lr_at(opt: argparse.Namespace, epoch: int, done: float = 0.0) -> float:
-    """Learning rate in an epoch, from 1, of which a fraction `done` is over.
-
-    'step' multiplies --lr by lr_decay_ratio at the start of each of epoch_step; 'linear' and 'cosine' let it
-    fall from the end of the warm-up to 0 at the end of the run.
-    """
-    time = epoch - 1 + done
-    if time < opt.warmup:
-        return opt.lr * time / opt.warmup
-    left = (opt.epochs - time) / (opt.epochs - opt.warmup)
-    if opt.lr_schedule == 'linear':
-        return opt.lr * left
-    if opt.lr_schedule == 'cosine':
-        return opt.lr * (1 - math.cos(math.pi * left)) / 2
-    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)

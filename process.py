@@ -96,6 +96,12 @@ def say(sentence: str, status: int = 0) -> int:
     return status
 
 
+def print_first(line: str) -> None:
+    """A line on stdout, from rank 0."""
+    if not devices.rank():
+        print(line, flush=True)
+
+
 def say_once(sentence: str, status: int = 0) -> int:
     """What all ranks know: under torchrun, which shows what each of them says, rank 0 alone says it."""
     return status if devices.rank() and 'TORCHELASTIC_RUN_ID' in os.environ else say(sentence, status)

@@ -189,6 +189,19 @@ def describe(params: Params) -> str:
     return f'{_name(found)}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
 
 
+def fields(params: Params) -> dict[str, Any] | None:
+    """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors."""
+    if not params:
+        return None
+    found = _find(params, 'this dictionary')
+    n = sum(found.blocks)
+    if 'NIN' in found.family:
+        return {'kind': 'NIN', 'depth': nin.DEPTH, 'width': found.width}
+    if 'wide' in found.family:
+        return {'kind': 'WRN', 'depth': 2 * n + 4, 'width': found.width}
+    return {'kind': 'ResNet', 'depth': 2 * n + 2, 'width': found.width}
+
+
 def image_size(params: Params) -> int:
     """Side of the images that a network is made for, in pixels: 32 of CIFAR, 224 of ImageNet."""
     return 32 if n_groups(params) == 3 else 224

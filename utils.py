@@ -9,6 +9,7 @@ Sections and equations are those of Zagoruyko & Komodakis, "Paying More Attentio
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,17 @@ from torch.nn.init import kaiming_normal_
 
 Params = dict[str, Tensor]
 Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # f(x, params, mode, base) -> logits, groups
+Function = Callable[['Sample'], tuple[Tensor, Any]]  # h(sample) -> loss, output: what torchnet's Engine takes
+DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
+
+
+class Sample(NamedTuple):
+    """A batch."""
+    x: Tensor  # (B, 3, H, W) float32, normalised, channels last in memory
+    labels: Tensor  # (B,) int64
+    epoch: int  # from 1
+    batch: int = 0  # number of the batch in the epoch, from 0
+    share: float = 1.0  # part of the whole batch that this rank has, times the number of ranks
 
 
 class InputError(ValueError):
@@ -31,6 +43,11 @@ def one_line(text: str) -> str:
     if len(text) > 1000:
         text = f'{text[:600]} ... {text[-300:]}'
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Inside, networks compute in --dtype."""
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
 
 
 def full(x: Tensor) -> Tensor:
@@ -84,13 +101,24 @@ def at_loss(x: Tensor, y: Tensor, p: float = 2, reduce: str = 'sum') -> Tensor:
     128 maps, 1e3 is 0.008 at 32x32, 0.031 at 16x16, 0.122 at 8x8: the "beta of about 0.1" of the paper.
     Where the sizes differ, each map is reduced to the smaller height and width by averaging areas.
     """
+    q_x, q_y = comparable(attention_map(x, p, reduce), attention_map(y, p, reduce))
+    return (q_x - q_y).square().mean()
+
+
+def map_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine of the attention maps (N, H, W) and (N, H', W') of each image, averaged: 1 for equal maps."""
+    q_x, q_y = comparable(x, y)
+    return (q_x * q_y).sum(1).mean()
+
+
+def comparable(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (N, H, W) and (N, H', W') -> both averaged to the smaller height and width and l2-normalised."""
     if len(x) != len(y):
         raise InputError(f'attention maps of {len(x)} and of {len(y)} images cannot be compared')
-    q_x, q_y = attention_map(x, p, reduce), attention_map(y, p, reduce)
-    size = min(q_x.shape[1], q_y.shape[1]), min(q_x.shape[2], q_y.shape[2])
-    if q_x.shape != q_y.shape:
-        q_x, q_y = F.adaptive_avg_pool2d(q_x, size), F.adaptive_avg_pool2d(q_y, size)
-    return (normalize(q_x) - normalize(q_y)).square().mean()
+    size = min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2])
+    if x.shape != y.shape:
+        x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
+    return normalize(x), normalize(y)
 
 
 def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, T: float, alpha: float) -> Tensor:
@@ -99,10 +127,24 @@ def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, T: float, al
     y and teacher_scores are logits (N, K), labels (N,) integers. The divergence is summed over classes and
     averaged over images. T = 4 and alpha = 0.9 are the paper's values for ResNets.
     """
+    if not 0 <= alpha <= 1:
+        raise InputError(f'distillation has a weight alpha from 0 to 1, not {alpha}')
+    return alpha * softened_divergence(y, teacher_scores, T) + (1 - alpha) * F.cross_entropy(full(y), labels)
+
+
+def softened_divergence(y: Tensor, teacher_scores: Tensor, T: float) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(y/T)) of logits (N, K), summed over classes, averaged over images.
+
+    A class that the teacher rules out, by a logit of -inf, adds nothing.
+    """
+    if y.shape != teacher_scores.shape:
+        raise InputError(f'logits {tuple(y.shape)} and teacher logits {tuple(teacher_scores.shape)} '
+                         'differ in shape')
+    if not T > 0:
+        raise InputError(f'distillation has a temperature above 0, not {T}')
     log_p = F.log_softmax(full(y) / T, dim=1)
-    log_q = F.log_softmax(full(teacher_scores) / T, dim=1)
-    divergence = F.kl_div(log_p, log_q, reduction='batchmean', log_target=True)
-    return alpha * T**2 * divergence + (1 - alpha) * F.cross_entropy(full(y), labels)
+    q = F.softmax(full(teacher_scores) / T, dim=1)
+    return T**2 * F.kl_div(log_p, q, reduction='batchmean')
 
 
 def full_activation_loss(x: Tensor, y: Tensor, adaptor: Tensor | None = None) -> Tensor:

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 import torch
+from torchnet.engine import Engine
 
 import process
+import training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,6 +96,15 @@ def call(script, *arguments, cwd) -> Done:
             signal.signal(signal.SIGTERM, handler)
     print(f'$ {name} {shlex.join(map(str, arguments))}\n{out.getvalue()}{err.getvalue()}')
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def train(run: training.Run, h) -> None:
+    """The loop of the training scripts."""
+    engine = Engine()
+    engine.hooks = {'on_start': run.start, 'on_start_epoch': run.start_epoch, 'on_sample': run.set_lr,
+                    'on_forward': run.measure, 'on_end_epoch': run.end_epoch}
+    with run:
+        engine.train(h, run.train_loader, run.opt.epochs, run.optimizer)
 
 
 def strictly(line: str) -> dict:

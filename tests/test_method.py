@@ -16,9 +16,8 @@ import process
 import resnet
 import training
 import utils
-from data import Sample
-from method import ADAPTOR, adaptors, method
-from utils import InputError
+from method import ADAPTOR, adaptors, training_step
+from utils import InputError, Sample
 
 F64 = {'dtype': torch.float64}
 
@@ -148,7 +147,7 @@ def test_gradient_losses_against_differences(name):
     (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
     opt = parse(*TERMS[name], teacher=name == 'grad')
     utils.trainable(student)
-    h = method(opt, smooth, student, smooth, teacher)
+    h = training_step(opt, smooth, student, smooth, teacher)
     loss, output = h(Sample(x, labels, 1))
     fixed = {key: t.detach() for key, t in student.items()}
     j = by_differences(x, labels, fixed)
@@ -159,7 +158,7 @@ def test_gradient_losses_against_differences(name):
     else:
         logits = [smooth(t, fixed)[0] for t in (x, x.flip(3))]
         expected = [norms(j - by_differences(x.flip(3), labels, fixed).flip(3)), norms(logits[0] - logits[1])]
-    assert [v.item() for v in output.terms[name]] == pytest.approx(expected, abs=1e-6)
+    assert [v.item() for v in output.losses[name]] == pytest.approx(expected, abs=1e-6)
     ce = F.cross_entropy(output.logits, labels).item()
     assert loss.item() == pytest.approx(ce + 0.7 * sum(expected), abs=1e-6)
 
@@ -170,7 +169,8 @@ def test_gradient_losses_against_differences(name):
             for sign in (1, -1):
                 moved = {n: t.clone() for n, t in fixed.items()}
                 moved[key].view(-1)[k] += sign * 1e-5
-                values.append(method(opt, smooth, moved, smooth, teacher)(Sample(x, labels, 1))[0].item())
+                h_moved = training_step(opt, smooth, moved, smooth, teacher)
+                values.append(h_moved(Sample(x, labels, 1))[0].item())
             assert student[key].grad.view(-1)[k].item() == pytest.approx((values[0] - values[1]) / 2e-5,
                                                                          abs=1e-6)
 
@@ -183,8 +183,8 @@ def test_a_symmetric_image_has_no_symmetry_loss_and_finite_gradients():
     first = student['first'].view(2, 4, 4, 6)
     student['first'] = (first + first.flip(2)).view(32, 6)
     utils.trainable(student)
-    loss, output = method(parse('--sym_beta', 1, teacher=False), smooth, student)(Sample(x, labels, 1))
-    assert sum(v.item() for v in output.terms['sym']) == pytest.approx(0, abs=1e-12)
+    loss, output = training_step(parse('--sym_beta', 1, teacher=False), smooth, student)(Sample(x, labels, 1))
+    assert sum(v.item() for v in output.losses['sym']) == pytest.approx(0, abs=1e-12)
     loss.backward()
     assert all(t.grad.isfinite().all() for t in student.values())
 
@@ -198,14 +198,14 @@ def test_on_a_wide_resnet_the_gradient_loss_teaches_its_convolutions():
     x, labels = torch.randn(4, 3, 16, 16, **F64), torch.randint(4, (4,))
     opt = parse('--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--beta', 10, '--alpha', 0.5)
     direction = {name: torch.randn_like(t) for name, t in utils.trainable(student).items()}
-    loss, _ = method(opt, f, student, f_t, teacher)(Sample(x, labels, 1))
+    loss, _ = training_step(opt, f, student, f_t, teacher)(Sample(x, labels, 1))
     loss.backward()
     slope = sum((student[name].grad * d).sum().item() for name, d in direction.items())
     values = []
     for sign in (1, -1):
         moved = {name: t.detach() + sign * 1e-9 * direction[name] if name in direction else t
                  for name, t in student.items()}
-        values.append(method(opt, f, moved, f_t, teacher)(Sample(x, labels, 1))[0].item())
+        values.append(training_step(opt, f, moved, f_t, teacher)(Sample(x, labels, 1))[0].item())
     assert slope == pytest.approx((values[0] - values[1]) / 2e-9, rel=1e-5)
 
 
@@ -220,7 +220,7 @@ def test_the_mirrored_pass_leaves_no_trace_in_the_statistics():
     plain = {name: t.clone() for name, t in student.items()}
     kept = {name: t for name, t in student.items() if utils.is_statistic(name)}
     utils.trainable(student)
-    loss, _ = method(parse('--sym_beta', 1, teacher=False), f, student)(Sample(x, labels, 1))
+    loss, _ = training_step(parse('--sym_beta', 1, teacher=False), f, student)(Sample(x, labels, 1))
     loss.backward()
     f(x, plain, True)
     for name, t in kept.items():
@@ -250,7 +250,7 @@ def test_the_teacher_is_asked_only_where_something_is_learned_from_it(arguments,
     needs = any(name in arguments for name in ('--grad_beta', '--hint_beta', '--alpha'))
     student = smooth_params(1)
     utils.trainable(student)
-    h = method(parse(*arguments, teacher=needs), smooth, student, teacher, smooth_params(2))
+    h = training_step(parse(*arguments, teacher=needs), smooth, student, teacher, smooth_params(2))
     x, labels = images()
     loss, _ = h(Sample(x, labels, 1))
     loss.backward()
@@ -263,10 +263,10 @@ def test_every_loss_at_once_is_the_sum_of_them():
     utils.trainable(student)
 
     def terms(*arguments):
-        return method(parse(*arguments), smooth, student, smooth, teacher)(Sample(x, labels, 1))
+        return training_step(parse(*arguments), smooth, student, smooth, teacher)(Sample(x, labels, 1))
 
     loss, output = terms('--alpha', 0.9, *[v for pair in weights.items() for v in pair])
-    assert list(output.terms) == ['at', 'hint', 'grad', 'sym', 'l2']
+    assert list(output.losses) == ['at', 'hint', 'grad', 'sym', 'l2', 'kd']
     kd, _ = terms('--alpha', 0.9)
     alone = sum(terms('--alpha', 0.9, name, weight)[0].item() for name, weight in weights.items())
     assert loss.item() == pytest.approx(alone - (len(weights) - 1) * kd.item())
@@ -274,12 +274,12 @@ def test_every_loss_at_once_is_the_sum_of_them():
 
 def test_hint_decays_as_beta_does():
     (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
-    h = method(parse('--hint_beta', 1e3, '--beta_decay', 'linear', '--epochs', 10), smooth, student, smooth,
-               teacher)
+    opt = parse('--hint_beta', 1e3, '--beta_decay', 'linear', '--epochs', 10)
+    h = training_step(opt, smooth, student, smooth, teacher)
     for epoch, factor in ((1, 1), (6, 0.5), (10, 0.1)):
         loss, output = h(Sample(x, labels, epoch))
         ce = F.cross_entropy(output.logits, labels).item()
-        assert loss.item() - ce == pytest.approx(1e3 * factor * sum(v.item() for v in output.terms['hint']))
+        assert loss.item() - ce == pytest.approx(1e3 * factor * sum(v.item() for v in output.losses['hint']))
 
 
 def test_an_adaptor_is_learned():
@@ -288,7 +288,7 @@ def test_an_adaptor_is_learned():
     opt = parse('--hint_beta', 100)
     params = student | adaptors(opt, f_s, student, f_t, teacher)
     utils.trainable(params)
-    h = method(opt, f_s, params, f_t, teacher)
+    h = training_step(opt, f_s, params, f_t, teacher)
     loss, _ = h(Sample(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)), 1))
     loss.backward()
     found = {name: t.grad.abs().sum() for name, t in params.items() if name.startswith(ADAPTOR)}
@@ -303,12 +303,12 @@ def test_groups_that_full_activation_transfer_compares():
     assert params.keys() - student.keys() == {ADAPTOR + '1'}
     utils.trainable(params)
     x = torch.randn(3, 3, 16, 16)
-    _, output = method(opt, f_s, params, f_t, teacher)(Sample(x, torch.arange(3), 1))
+    _, output = training_step(opt, f_s, params, f_t, teacher)(Sample(x, torch.arange(3), 1))
     _, groups_s = f_s(x, student, True)
     _, groups_t = f_t(x, teacher, False)
     expected = looped(*(g[1].double().detach() for g in (groups_s, groups_t)),
                       params[ADAPTOR + '1'].double().detach().flatten(1))
-    assert [loss.item() for loss in output.terms['hint']] == [pytest.approx(expected, rel=1e-4)]
+    assert [loss.item() for loss in output.losses['hint']] == [pytest.approx(expected, rel=1e-4)]
 
 
 @pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
@@ -325,11 +325,11 @@ def test_gradients_are_of_networks_in_the_precision_that_is_asked_for(dtype):
     teacher = {name: t.clone() for name, t in student.items()}
     utils.trainable(student)
     opt = parse('--grad_beta', 1, '--sym_beta', 1, '--dtype', dtype)
-    loss, output = method(opt, watched, student, watched, teacher)(
+    loss, output = training_step(opt, watched, student, watched, teacher)(
         Sample(torch.randn(4, 3, 16, 16), torch.arange(4), 1))
     loss.backward()
-    assert seen == 3 * [devices.DTYPES[dtype]]
-    assert {t.dtype for losses in output.terms.values() for t in [loss, *losses]} == {torch.float32}
+    assert seen == 3 * [utils.DTYPES[dtype]]
+    assert {t.dtype for losses in output.losses.values() for t in [loss, *losses]} == {torch.float32}
     assert all(t.grad.dtype == torch.float32 for t in student.values() if t.requires_grad)
 
 
@@ -351,12 +351,12 @@ def test_compiled_it_is_the_same_step(monkeypatch):
         opt = parse('--beta', 10, '--hint_beta', 1, '--alpha', 0.5, *more)
         student |= adaptors(opt, f, student, f_t, teacher)
         utils.trainable(student)
-        h = method(opt, f, student, f_t, teacher)
+        h = training_step(opt, f, student, f_t, teacher)
         results.append([])
         for n in (6, 4, 6, 4):
             loss, output = h(Sample(x[:n], labels[:n], 1))
             loss.backward()
-            results[-1] += [loss, *output.terms['at'], *output.terms['hint']]
+            results[-1] += [loss, *output.losses['at'], *output.losses['hint']]
         results[-1] += [*student.values(), *(t.grad for t in student.values() if t.requires_grad)]
     torch.testing.assert_close(results[0], results[1])
     assert len(pieces) == 2
@@ -368,7 +368,7 @@ def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
     student = smooth_params(1)
-    h = method(parse('--compile', teacher=False), smooth, student)
+    h = training_step(parse('--compile', teacher=False), smooth, student)
     with pytest.raises(SystemExit) as ended:
         process.script(lambda: h(Sample(*images(), 1)))
     assert ended.value.code == 2
@@ -388,7 +388,7 @@ def test_cuda_graphs_make_the_same_steps():
         student, teacher = (devices.to_device(params, torch.device('cuda')) for params in (student, teacher))
         utils.trainable(student)
         opt = parse('--beta', 10, '--alpha', 0.5, '--lr', 0.01, *more)
-        h, optimizer = method(opt, f, student, f_t, teacher), training.sgd(opt, student)
+        h, optimizer = training_step(opt, f, student, f_t, teacher), training.sgd(opt, student)
         losses = []
         for n in (16, 10) * 4:
             x, labels = torch.randn(n, 3, 32, 32), torch.randint(10, (n,))

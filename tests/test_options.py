@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import cifar
 import devices
+import method
 import options
 from utils import InputError
 
@@ -271,10 +272,10 @@ def test_a_nin_has_its_own_depth_and_width():
 def test_learning_rate_drops_at_the_start_of_an_epoch():
     opt = cifar.parse(RUN)
     expected = {1: 0.1, 59: 0.1, 60: 0.02, 61: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 8e-4, 200: 8e-4}
-    assert {e: options.lr_at(opt, e) for e in expected} == pytest.approx(expected)
+    assert {e: method.learning_rate(opt, e) for e in expected} == pytest.approx(expected)
     opt = cifar.parse([*RUN, '--epoch_step', '[5,3]', '--lr_decay_ratio', '0.5', '--lr', '2'])
-    assert [options.lr_at(opt, e) for e in range(1, 7)] == [2, 2, 1, 1, 0.5, 0.5]
-    assert options.lr_at(cifar.parse([*RUN, '--epoch_step', '[]']), 200) == 0.1
+    assert [method.learning_rate(opt, e) for e in range(1, 7)] == [2, 2, 1, 1, 0.5, 0.5]
+    assert method.learning_rate(cifar.parse([*RUN, '--epoch_step', '[]']), 200) == 0.1
 
 
 @pytest.mark.parametrize(('kind', 'expected'), [
@@ -283,5 +284,5 @@ def test_learning_rate_drops_at_the_start_of_an_epoch():
 def test_beta(kind, expected):
     opt = cifar.parse([*STUDENT, '--beta', '8', '--epochs', '4', '--epoch_step', '3,4',
                        '--lr_decay_ratio', '0.5', '--beta_decay', kind])
-    assert [options.beta_at(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
-    assert options.beta_at(cifar.parse(RUN), 1) == 0
+    assert [method.beta(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
+    assert method.beta(cifar.parse(RUN), 1) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import THREADS, log_of
+from conftest import THREADS, log_of, train
 
 import checkpoint
 import cifar
@@ -21,8 +21,8 @@ import shapes
 import training
 import utils
 from checkpoint import Folder
-from method import Output, evaluation, method
-from utils import InputError
+from method import Output, evaluation_step, training_step
+from utils import InputError, Sample
 
 CPU = torch.device('cpu')
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
@@ -48,9 +48,9 @@ def pictures(n: int, seed: int, size: int = 32, classes: int = 10, device=CPU) -
 def fill(meters, losses, logits, labels, terms=None):
     terms = terms or [{}] * len(losses)
     for loss, y, label, term in zip(losses, logits, labels, terms, strict=True):
-        output = Output(y, {k: [torch.tensor(v) for v in values] for k, values in term.items()})
-        meters.add({'loss': torch.tensor(loss, requires_grad=True), 'output': output,
-                    'sample': data.Sample(torch.zeros(len(label), 3, 1, 1), label, 1)})
+        output = Output(torch.tensor(loss, requires_grad=True), y,
+                        {k: [torch.tensor(v) for v in values] for k, values in term.items()})
+        meters.add(output, Sample(torch.zeros(len(label), 3, 1, 1), label, 1))
 
 
 @pytest.mark.parametrize('sizes', [(4, 4, 1), (1, 5), (1,), (3,), (1, 1, 1)])
@@ -104,9 +104,10 @@ def test_evaluate_counts_each_image_once():
 
     def h(sample):
         y = sample.x.mean((2, 3)) @ torch.arange(30.0).view(3, 10).sin()
-        return F.cross_entropy(y, sample.labels), Output(y, {})
+        loss = F.cross_entropy(y, sample.labels)
+        return loss * sample.share, Output(loss, y, {})
 
-    y = h(data.Sample(data.normalize(split.images), split.labels, 1))[1].logits.double().numpy()
+    y = h(Sample(data.normalize(split.images), split.labels, 1))[1].logits.double().numpy()
     log_p = y - np.log(np.exp(y).sum(1, keepdims=True))
     result = training.evaluate(h, data.Loader(split, 4))
     assert result['loss'] == pytest.approx(-log_p[np.arange(10), split.labels].mean(), rel=1e-6)
@@ -157,18 +158,16 @@ class Regression:
     def h(self, sample):
         self.watch(sample)
         y = sample.x.double().flatten(1) @ self.params['w'].t() + self.params['b']
-        return F.cross_entropy(y, sample.labels), Output(y, {})
+        loss = F.cross_entropy(y, sample.labels)
+        return loss * sample.share, Output(loss, y, {})
 
     def loader(self):
         return data.Loader(self.train_set, self.opt.batch_size, self.opt.seed, self.opt.randomcrop_pad)
 
     def run(self):
-        folder = Folder(self.opt)
-        if folder.state:
-            self.params = folder.state['params']
         utils.trainable(self.params)
-        training.train(self.opt, folder, self.h, torch.no_grad()(self.h), self.params, self.loader(),
-                       data.Loader(self.test_set, 500), 3)
+        train(training.Run(self.opt, self.params, torch.no_grad()(self.h), self.loader(),
+                           data.Loader(self.test_set, 500), {'num_classes': 3}), self.h)
         return {k: t.detach().numpy() for k, t in self.params.items()}
 
     def by_hand(self, lr, weight_decay, epochs, drops, ratio, fresh=True, late=0):
@@ -258,7 +257,7 @@ def interrupt(monkeypatch, where, error=KeyboardInterrupt):
         raise error
     name = {'bar': 'Progress', 'test': 'evaluate', 'optimizer': 'sgd'}.get(where)
     if name:
-        monkeypatch.setattr(training, name, stop)
+        monkeypatch.setattr(training.run, name, stop)
     else:
         monkeypatch.setattr(checkpoint, where, stop)
 
@@ -390,7 +389,8 @@ def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
         loss, output = h(sample)
         if sample.epoch == 2 and torch.is_grad_enabled() or in_test and kept and not torch.is_grad_enabled():
             kept.append((tmp_path / 'run' / 'model.pt7').read_bytes())
-            loss = loss * (1 if in_test and torch.is_grad_enabled() else math.nan)
+            factor = 1 if in_test and torch.is_grad_enabled() else math.nan
+            loss, output = loss * factor, output._replace(loss=output.loss * factor)
         return loss, output
 
     run.h = diverging
@@ -592,18 +592,16 @@ def test_scaled_sgd(device):
     def step(optimizer, w, factor, scaler=None):
         def closure():
             loss = (w * factor).square().sum()
-            if scaler:
-                loss.register_hook(scaler.scale)
-            loss.backward()
+            (scaler.scale(loss) if scaler else loss).backward()
             return loss
         optimizer.zero_grad()
         optimizer.step(closure)
 
-    opt = cifar.parse(['--save', 'unused'])
+    opt, half = cifar.parse(['--save', 'unused']), cifar.parse(['--save', 'unused', '--dtype', 'half'])
     plain, scaled = (torch.linspace(-1, 1, 9, device=device).requires_grad_() for _ in range(2))
     optimizer = training.sgd(opt, {'w': plain})
     scaler = torch.amp.GradScaler(device, init_scale=2.0**16, growth_interval=3)
-    ours = training.ScaledSGD(training.sgd(opt, {'w': scaled}), scaler)
+    ours = training.sgd(half, {'w': scaled}, scaler)
     for factor in (1.0, 0.5, 1.5):
         step(optimizer, plain, factor)
         step(ours, scaled, factor, scaler)
@@ -653,7 +651,7 @@ class Watched(data.Loader):
 
 
 @pytest.mark.parametrize(('device', 'dtype', 'more'), [
-    ('cpu', 'float', []), *(pytest.param('cuda', d, [], marks=pytest.mark.gpu) for d in devices.DTYPES),
+    ('cpu', 'float', []), *(pytest.param('cuda', d, [], marks=pytest.mark.gpu) for d in utils.DTYPES),
     pytest.param('cuda', 'bfloat16', ['--compile'], marks=pytest.mark.gpu)])
 def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
     """A graph of CUDA is made in the first two epochs, of which each has one last batch."""
@@ -668,9 +666,9 @@ def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
     utils.trainable(student)
     loader = Watched(pictures(72, 0, device=where), 16, seed=1, pad=4)
     loader.first = 4 if more else 1
-    training.train(opt, Folder(opt), method(opt, f_s, student, f_t, teacher),
-                   evaluation(f_s, student, dtype), student, loader,
-                   data.Loader(pictures(20, 1, device=where), 16), 10)
+    train(training.Run(opt, student, evaluation_step(f_s, student, dtype), loader,
+                       data.Loader(pictures(20, 1, device=where), 16), {'num_classes': 10}),
+          training_step(opt, f_s, student, f_t, teacher))
     log = log_of(tmp_path / 'run')
     assert [e['epoch'] for e in log] == list(range(1, opt.epochs + 1))
     assert log[0]['dtype'] == dtype and len(log[0]['at_losses']) == 3

@@ -1,0 +1,222 @@
+"""A run: what happens around the training step, as hooks of torchnet's Engine in the order of their calls."""
+import argparse
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import devices
+import method
+import process
+import resnet
+import utils
+from checkpoint import Folder
+from progress import Board, Pace, Progress
+from training.half import ScaledSGD, scaled
+from training.meters import Loader, Meters, evaluate, n_damaged
+from utils import Function, InputError, Params
+
+
+class Run:
+    """All epochs that are left of a run; after each, a checkpoint and a line of the log. Rank 0 alone writes.
+
+    `student` holds the adaptors of full-activation transfer too; it takes the values of the checkpoint to
+    resume from, if there is one. `facts` are logged with the options. Accuracies are top-k of all `topk`.
+    """
+
+    def __init__(self, opt: argparse.Namespace, student: Params, h_test: Function, train_loader: Loader,
+                 test_loader: Loader, facts: dict[str, Any], topk: tuple[int, ...] = (1,)) -> None:
+        self.opt, self.h_test, self.topk = opt, h_test, topk
+        self.folder = devices.of_first_rank(lambda: Folder(opt))  # other machines may not have its files
+        self.train_loader, self.test_loader, self.device = train_loader, test_loader, train_loader.device
+        self.adaptors = {name: t for name, t in student.items() if name.startswith(method.ADAPTOR)}
+        self.student = {name: t for name, t in student.items() if name not in self.adaptors}
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.dtype == 'half')
+        self.optimizer = sgd(opt, student, self.scaler)
+        self.first = 0  # epochs that are done
+        if self.folder.state:
+            self.restore(self.folder.state)
+        self.constants = {'at_losses': [], **vars(opt), **process.provenance(self.device), **facts,
+                          'n_parameters': utils.n_parameters(self.student),
+                          'cuda': self.device.type == 'cuda'}
+        self.meters, self.pace, self.begun = Meters(topk), Pace(), 0.0
+        self.bar: Progress | None = None
+        self.board: Board | None = None
+
+    # --- hooks -------------------------------------------------------------------------------------------
+
+    def start(self, state: dict[str, Any]) -> None:
+        """Before the first epoch."""
+        state['epoch'] = self.first
+        if self.opt.dtype == 'half':
+            state['network'] = scaled(state['network'], self.scaler)
+
+    def start_epoch(self, state: dict[str, Any]) -> None:
+        """Empty meters; where the learning rate drops by steps, a fresh momentum buffer, as in 2017."""
+        epoch = self.train_loader.epoch = state['epoch'] + 1
+        if self.opt.lr_schedule == 'step' and epoch in self.opt.epoch_step:
+            for of_tensor in self.optimizer.state.values():
+                of_tensor['momentum_buffer'].zero_()
+        self.meters = Meters(self.topk)
+        self.bar = Progress(self.train_loader, f'epoch {epoch}/{self.opt.epochs}')
+        self.begun = time.monotonic()
+
+    def set_lr(self, state: dict[str, Any]) -> None:
+        """Before each batch: the learning rate at the middle of the batch."""
+        sample = state['sample']
+        done = (sample.batch + 0.5) / len(self.train_loader)
+        for group in self.optimizer.param_groups:
+            group['lr'] = method.learning_rate(self.opt, sample.epoch, done)
+
+    def measure(self, state: dict[str, Any]) -> None:
+        """After each batch: loss and accuracy, which stay on the device."""
+        self.meters.add(state['output'], state['sample'])
+        self.bar.add(state['output'].loss, len(state['sample'].labels))
+
+    def end_epoch(self, state: dict[str, Any]) -> None:
+        """Test, checkpoint, one JSON line, one printed line."""
+        epoch = state['epoch']
+        result = self.results(epoch)
+        if not devices.rank():
+            self.folder.save(self.constants | result, self.checkpoint(epoch))
+            if self.board:
+                self.board.add(result)
+        self.pace.add()
+        left = self.opt.epochs - epoch
+        process.print_first(
+            f'epoch {epoch}/{self.opt.epochs}: '
+            f'train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
+            f'test loss {result["test_loss"]:.4f} accuracy {result["test_acc"]:.2f}, '
+            f'{result["train_time"]:.1f} s, {result["images_per_second"]:.0f} images/s'
+            + (f', {tqdm.format_interval(self.pace.seconds(left))} left' if left else ''))
+        if left and self.opt.max_hours:
+            self.stop_in_time(epoch)
+
+    # --- what the hooks are made of ------------------------------------------------------------------------
+
+    def results(self, epoch: int) -> dict[str, Any]:
+        """What the log says of an epoch that has been trained: its meters, and the test."""
+        result = {k if k.endswith('_losses') else f'train_{k}': v for k, v in self.meters.read().items()}
+        trained = time.monotonic()
+        self.bar.close()
+        devices.same_statistics(self.student)
+        result |= {f'test_{k}': v for k, v in evaluate(self.h_test, self.test_loader, self.topk).items()}
+        result |= {'epoch': epoch,
+                   'train_time': trained - self.begun, 'test_time': time.monotonic() - trained,
+                   'images_per_second': self.meters.n_images / (trained - self.begun),
+                   'peak_memory': process.peak_memory(self.device),
+                   'lr_epoch': [method.learning_rate(self.opt, epoch, done) for done in (0, 1)],
+                   'beta_epoch': method.beta(self.opt, epoch), 'ranks': devices.ranks()}
+        damaged = n_damaged(self.train_loader, self.test_loader)
+        return result | ({'damaged_images': damaged} if any(damaged) else {})
+
+    def checkpoint(self, epoch: int) -> dict[str, Any]:
+        """All that another process needs to resume after this epoch, or to take the student as a teacher."""
+        return {'params': {name: t.detach() for name, t in self.student.items()},
+                'adaptors': {name: t.detach() for name, t in self.adaptors.items()},
+                'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'epoch': epoch,
+                'options': vars(self.opt) | {'num_classes': self.constants['num_classes']}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
+        source, saved = self.folder.source, state['params']
+        if kinds(saved) != kinds(self.student):
+            raise InputError(f'{source} holds a {resnet.describe(saved)}: the options say another')
+        adaptors = state.get('adaptors')
+        if self.adaptors and not (isinstance(adaptors, dict) and kinds(adaptors) == kinds(self.adaptors)):
+            raise InputError(f'{source} lacks the adaptors that --hint_beta goes on training: give '
+                             'the options and the teacher of the run, or begin a new one by another --save')
+        with torch.no_grad():
+            for name, t in self.student.items():
+                t.copy_(saved[name])
+            for name, t in self.adaptors.items():
+                t.copy_(adaptors[name])
+        restore_momentum(self.optimizer, state['optimizer'])
+        if self.opt.dtype == 'half' and state.get('scaler'):
+            self.scaler.load_state_dict(state['scaler'])
+        self.first = state['epoch']
+
+    def stop_in_time(self, epoch: int) -> None:
+        """End the run if --max_hours are up. The ranks' clocks differ: all stop if one of them says so."""
+        up = torch.tensor(float(self.pace.is_up(self.opt.max_hours)), device=self.device)
+        if devices.summed(up).item():
+            raise process.TimeIsUp(f'stopped after epoch {epoch} of {self.opt.epochs}, as the next might not '
+                                   f'end within --max_hours {self.opt.max_hours:g}; go on with: '
+                                   + process.resume_command(sys.argv, saved=True))
+
+    # --- with run: -----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> 'Run':
+        if not devices.rank():
+            if self.first >= self.opt.epochs:
+                self.folder.complete_log()
+                process.say_once(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
+            else:
+                self.folder.create()
+                self.board = Board(self.folder.path, self.first + 1) if self.opt.tensorboard else None
+        return self
+
+    def __exit__(self, kind: type | None, e: BaseException | None, traceback: TracebackType | None) -> None:
+        """Say what is saved and how to resume, whatever ended the run; let go of its files."""
+        try:
+            if isinstance(e, process.Diverged):
+                raise process.Diverged(f'{e} in epoch {self.train_loader.epoch}; {self.folder.last()}: '
+                                       f'try {advice(self.opt)}') from None
+            if isinstance(e, MemoryError | RuntimeError) and process.is_out_of_memory(e):
+                raise InputError(f'--batch_size {self.opt.batch_size} takes more memory than there is; '
+                                 f'{self.folder.last()}: give a smaller one, or share it among devices with '
+                                 '--ngpu') from None
+            if isinstance(e, KeyboardInterrupt | SystemExit):
+                process.say_once(f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; '
+                                 'go on with: ' + process.resume_command(sys.argv, bool(self.folder.saved)))
+        finally:
+            self.folder.close()
+            for part in (self.bar, self.board):
+                if part:
+                    part.close()
+
+
+def advice(opt: argparse.Namespace) -> str:
+    """What to change in a run that diverged."""
+    smaller = ['lr', *(loss.option for loss in method.active(opt))]
+    return f'a lower --{" or --".join(smaller)}' + (', or a higher --temperature' if opt.alpha else '')
+
+
+def sgd(opt: argparse.Namespace, params: Params,
+        scaler: torch.amp.GradScaler | None = None) -> torch.optim.SGD:
+    """SGD on every trainable tensor, BN and biases included, with a fresh momentum buffer."""
+    trained = [t for t in params.values() if t.requires_grad]
+    settings: dict[str, Any] = {
+        'lr': opt.lr, 'momentum': 0.9, 'weight_decay': opt.weight_decay, 'fused': True}
+    if opt.dtype == 'half':
+        optimizer: torch.optim.SGD = ScaledSGD(trained, scaler, **settings)
+    else:
+        optimizer = torch.optim.SGD(trained, **settings)
+    for t in trained:  # else it begins with unset memory, kept where a GradScaler skips the first step
+        optimizer.state[t]['momentum_buffer'] = torch.zeros_like(t)
+    return optimizer
+
+
+def restore_momentum(optimizer: torch.optim.SGD, saved: dict[str, Any]) -> None:
+    """Momentum from a saved state_dict, checked: the fused step would read past a buffer of another shape."""
+    buffers = [state['momentum_buffer'] for state in optimizer.state.values()]
+    try:
+        if not all(isinstance(state, dict) for state in saved['state'].values()):
+            raise TypeError
+        momenta = [saved['state'][i]['momentum_buffer'] for i in range(len(buffers))]
+        if any(m.shape != b.shape or m.is_complex() for m, b in zip(momenta, buffers, strict=True)):
+            raise ValueError
+        for buffer, momentum in zip(buffers, momenta, strict=True):
+            buffer.copy_(momentum)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
+        raise InputError('the momentum in the checkpoint to go on from does not fit its network') from None
+
+
+def kinds(params: dict[str, Any]) -> dict[str, Any]:
+    """Shape and type of each tensor."""
+    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta)
+            for name, t in params.items()}

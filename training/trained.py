@@ -1,0 +1,39 @@
+"""Trained networks that a script starts from: what it evaluates, and the teacher."""
+import argparse
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import devices
+import method
+import resnet
+from utils import InputError, Network, Params
+
+
+def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
+    """A trained network, which must know the classes of the data set; prints what it is."""
+    f, params = resnet.load(path)
+    trained_on = checkpoint.dataset_of(path)
+    if trained_on not in (None, dataset):
+        raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
+                         'give the same --dataset to both')
+    n = len(params['fc.bias'])
+    if n != num_classes:
+        raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
+    if not devices.rank():
+        print(f'{path}: {resnet.describe(params)}')
+    return f, devices.to_device(params, where)
+
+
+def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
+                 where: torch.device) -> tuple[Network, Params]:
+    """A teacher: a trained network in the exported form, which computes the same with less work."""
+    _, params = load(path, opt.dataset, len(student['fc.bias']), where)
+    n, n_student = resnet.n_groups(params), resnet.n_groups(student)
+    compared = [loss.option for loss in method.active(opt) if loss.groups]
+    if compared and n != n_student:
+        raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of as '
+                         f'many, or leave out --{compared[0]}')
+    f, params = resnet.network(resnet.fold(params))
+    return f, devices.to_device(params, where)
