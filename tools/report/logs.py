@@ -15,7 +15,8 @@ import options
 from tools.report import settings
 from utils import InputError, one_line
 
-# Losses besides classification: titles in the order of the names of methods. A loss without one has its own name.
+# Losses besides classification: their titles, in the order in which methods name them. A loss without a title
+# is called by its name.
 TITLES = {'at': 'AT', 'hint': 'F-ActT', 'grad': 'gradient AT', 'sym': 'symmetry', 'l2': 'min-l2', 'kd': 'KD'}
 LOSSES = {name: TITLES.get(name, name) for name in [*TITLES, *options.LOSSES] if name in options.LOSSES}
 TERMS = {title: options.LOSSES[name] for name, title in LOSSES.items()}
@@ -202,7 +203,7 @@ def _described(fields: Any) -> str:
 
 
 def _by_own_log(log: Path, path: Path, saved: str) -> str:
-    """The network of the run in a folder, which is sought where it was, seen from the student's log, first."""
+    """The network of the run in a folder. The first place to look is where it was, seen from the student."""
     places = [Path('logs') / path, path]
     moved = [log.parent / os.path.relpath(place, saved) for place in places if saved]
     for place in [*moved, *places]:

@@ -17,15 +17,15 @@ from utils import one_line
 OLD_NAMES = {'batchSize': 'batch_size', 'weightDecay': 'weight_decay', 'data_root': 'dataroot'}
 # Options that say where and how a run computes, not what.
 HARMLESS = {'save', 'resume', 'dataroot', 'imagenetpath', 'teacher', 'teacher_id', 'teacher_params', 'device',
-            'cuda', 'gpu_id', 'ngpu', 'nthread', 'fast', 'deterministic', 'max_hours', 'tensorboard',
-            'evaluate', 'student_params'}
+            'cuda', 'gpu_id', 'ngpu', 'nthread', 'compile', 'fast', 'deterministic', 'max_hours',
+            'tensorboard', 'evaluate', 'student_params'}
 # Options that have a field of their own in a Run.
 FIELDS = {'model', 'depth', 'width', 'no_bn', 'no_pool_relu', 'dataset', 'max_images', 'val_images', 'epochs',
           'seed'}
 # What a run finds, and what it ran on.
-RESULTS = re.compile('(train|test)_.*|.*_losses|epoch|lr_epoch|beta_epoch|images_per_second|peak_memory|ranks|'
-                     'damaged_images|num_classes|n_parameters|commit|device_name|torch|torchvision|numpy|'
-                     'python|cudnn')
+RESULTS = re.compile('(train|test)_.*|.*_losses|epoch|lr_epoch|beta_epoch|images_per_second|peak_memory|'
+                     'ranks|damaged_images|num_classes|n_parameters|commit|device_name|torch|torchvision|'
+                     'numpy|python|cudnn')
 METHOD = {*options.LOSSES.values(), *options.NEEDS}  # options of a loss; the others are of training
 
 
