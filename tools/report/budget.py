@@ -130,8 +130,8 @@ def _notes(panels: list[Panel]) -> str:
     notes = [f'{tables.what(cells[0][0].dataset)} in the last epoch: median (range) over {count} '
              f'seed{"s" * (seeds[-1] > 1)}.',
              'Epochs of the student alone: where its medians, joined by lines over the logarithm of the '
-             'epochs, reach the same error.\n">": its longest run does not reach it; "<": its shortest run is '
-             'better.']
+             'epochs, reach the same error.\n">": its longest run does not reach it; "<": its shortest run '
+             'is better.']
     if n := sum(panel.n_unfinished for panel in panels):
         notes.append(f'{n} unfinished run{"s" * (n > 1)} left out.')
     used = {id(run): run for runs in cells for run in runs}
