@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help="the teacher: a run's name under logs/, its folder, or a file of weights")
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
-    group.add_argument('--dataroot', default='.', metavar='FOLDER',
+    group.add_argument('--dataroot', '--data_root', default='.', metavar='FOLDER',
                        help='where CIFAR lies or is downloaded to')
     group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
                        help='random crop and mirror, or mirror only')

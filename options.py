@@ -79,10 +79,10 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: list[int],
                  lr_decay_ratio: float, weight_decay: float) -> None:
     group = parser.add_argument_group('training')
-    group.add_argument('--batch_size', type=positive_int, default=batch_size)
+    group.add_argument('--batch_size', '--batchSize', type=positive_int, default=batch_size)
     group.add_argument('--lr', type=positive, default=0.1)
     group.add_argument('--epochs', type=positive_int, default=epochs)
-    group.add_argument('--weight_decay', type=weight, default=weight_decay)
+    group.add_argument('--weight_decay', '--weightDecay', type=weight, default=weight_decay)
     group.add_argument('--lr_schedule', choices=['step', 'linear', 'cosine'], default='step',
                        help='step: lr drops at --epoch_step; linear, cosine: lr falls to 0 with every batch')
     group.add_argument('--warmup', type=weight, default=0.0, metavar='EPOCHS',

@@ -136,6 +136,12 @@ def test_published_commands():
     assert (opt.gpu_id, opt.epoch_step) == ([1], [60, 120])
 
 
+def test_names_of_options_before_may_2018():
+    opt = cifar.parse([*RUN, '--batchSize', '64', '--weightDecay', '1e-4', '--data_root', 'data'])
+    assert (opt.batch_size, opt.weight_decay, opt.dataroot) == (64, 1e-4, 'data')
+    assert not {'batchSize', 'weightDecay', 'data_root'} & vars(opt).keys()
+
+
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--dep', '16'], '--dep'), (['--batch', '64'], '--batch'), (['--unknown'], '--unknown'),
     (['word'], 'word'),

@@ -21,8 +21,9 @@ WEIGHTS = ('beta', 'alpha', 'hint_beta', 'grad_beta', 'sym_beta', 'l2_beta')
 
 
 def recipe(name, root=ROOT, **variables):
-    settings = ('JOBS', 'GPUS', 'EPOCHS', 'SEEDS', 'DATASET', 'LOGS', 'ARGS', 'PRINT', 'CUB', 'SCENES',
-                'DATAROOT', 'IMAGENET', 'TEACHER', 'R18', 'R34')
+    settings = ('JOBS', 'GPUS', 'EPOCHS', 'EPOCHS_LIST', 'SCHEDULE', 'WARMUP', 'LR', 'PAIRS', 'SEEDS',
+                'DATASET', 'LOGS', 'ARGS', 'PRINT', 'CUB', 'SCENES', 'DATAROOT', 'IMAGENET', 'TEACHER',
+                'R18', 'R34')
     env = {k: v for k, v in os.environ.items() if k not in settings}
     done = subprocess.run(['bash', str(root / 'recipes' / f'{name}.sh')], text=True, capture_output=True,
                           stdin=subprocess.DEVNULL, timeout=500,
@@ -159,6 +160,36 @@ def test_table5():
         ('imagenet', 'imagenet', 18, 100, 30, 60, 90)}
 
 
+def budget(**variables):
+    done = recipe('budget', PRINT='1', **variables)
+    assert (done.returncode, done.stderr) == (0, '')
+    return [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+
+
+def test_budget():
+    """One teacher for all students; each method with each seed for each number of epochs."""
+    (teacher,), students = budget(LOGS='some logs')
+    assert (row(teacher), teacher.seed, teacher.epochs) == (((16, 2), '', {}), 1, 30)
+    methods = [{}, {'beta': 1e3}, {'alpha': 0.9}, {'beta': 1e3, 'alpha': 0.9}]
+    assert [(opt.epochs, opt.seed, row(opt)[2]) for opt in students] == [
+        (epochs, seed, weights)
+        for epochs in (5, 10, 20, 30, 60) for seed in (1, 2, 3) for weights in methods]
+    assert len({opt.save for opt in students}) == 60
+    for opt in students:
+        assert (opt.depth, opt.width) == (16, 1) and opt.save.startswith(f'some logs/{opt.seed}/')
+        assert opt.teacher_id == (teacher.save if opt.alpha or opt.beta else '')
+        assert opt.beta_decay == ('linear' if opt.alpha and opt.beta else 'none')
+    assert {(opt.lr_schedule, opt.warmup, opt.lr) for opt in [teacher, *students]} == {('linear', 1, 0.1)}
+
+
+def test_budget_has_settings():
+    (teacher,), students = budget(SEEDS='7 8', EPOCHS_LIST='2 20', EPOCHS='12', SCHEDULE='step')
+    assert (teacher.save, teacher.seed, teacher.epochs) == ('logs/budget/7/wrn_16_2', 7, 12)
+    assert {opt.teacher_id for opt in students} == {'', teacher.save}
+    assert {(opt.epochs, *opt.epoch_step) for opt in students} == {(2, 2), (20, 7, 13, 17)}
+    assert {opt.lr_schedule for opt in students} == {'step'}
+
+
 # --- settings -----------------------------------------------------------------------------------------------
 
 
@@ -215,6 +246,14 @@ def test_runner_then_report(copy):
     assert lines == recipe('table2', PRINT='1', LOGS='my logs', SEEDS='1').stdout and lines.count('\n') == 10
 
 
+def test_budget_then_its_report(copy):
+    root, python = copy
+    done = recipe('budget', root, PYTHON=python, LOGS='my logs', SEEDS='1', EPOCHS_LIST='5')
+    *_, told = done.stdout.splitlines()
+    assert told == f'<{root}><-m><tools.report><--budget><my logs><--plot><my logs/budget.png>'
+    assert (root / 'lines').read_text().count('\n') == 6
+
+
 def test_nothing_starts_where_a_recipe_fails(copy):
     root, python = copy
     path = root / 'recipes' / 'table1.sh'
@@ -244,6 +283,8 @@ def test_no_report_of_what_failed(copy):
 
 @pytest.mark.parametrize(('name', 'variables', 'words'), [
     ('table1', {'EPOCHS': '1e2'}, 'EPOCHS=1e2'), ('table3', {'EPOCHS': '0'}, 'EPOCHS=0'),
+    ('budget', {'EPOCHS_LIST': '5 x'}, 'EPOCHS_LIST=5 x'),
+    ('budget', {'EPOCHS_LIST': '05'}, 'EPOCHS_LIST=05'), ('budget', {'EPOCHS': '0'}, 'EPOCHS=0'),
     ('table4', {}, 'CUB=folder'), ('table5', {}, 'IMAGENET=folder')])
 def test_one_sentence(name, variables, words):
     done = recipe(name, **variables)

@@ -1,15 +1,17 @@
-"""Tables and curves of runs, from their logs, beside the paper's figures.
+"""Tables and curves of runs, from their logs, next to the paper's figures.
 
     python -m tools.report logs/resnet_16_1 logs/at_16_1_16_2
     python -m tools.report logs --table 1 --csv table1.csv
     python -m tools.report logs/demo --plot curves.png --x seconds --plot_losses losses.svg
+    python -m tools.report --budget logs/budget --plot budget.png
     python -m tools.report --benchmarks results/benchmark
     python -m tools.report --update README.md
     python -m tools.report --check results --dataroot data
 
-Runs that differ only in their seed share a row and a line. `--benchmarks` prints the figures of
-tools.benchmark. `--update` writes the tables that stand in a document between the lines
-`<!-- report: results/demo -->` and `<!-- end of report -->` anew. `--check` recomputes what is published.
+Runs that differ only in their seed share a row and a line. `--budget` compares numbers of epochs.
+`--benchmarks` prints the figures of tools.benchmark. `--update` writes the tables of a document again,
+between the lines `<!-- report: results/demo -->` and `<!-- end of report -->`. `--check` recomputes what is
+published.
 """
 import argparse
 import sys
@@ -17,13 +19,14 @@ from pathlib import Path
 
 import checkpoint
 import options
-from tools.report import benchmarks, check, curves, documents, logs, paper, tables
+from tools.report import benchmarks, budget, check, curves, documents, logs, paper, tables
 from utils import InputError
 
-# Options that make no table of LOGS, and what to do with the others.
-ALONE = {'update': 'LOGS and --table are given in the document',
-         'benchmarks': 'leave out LOGS and the other options',
-         'check': 'leave out LOGS and the other options'}
+# Options that take the place of LOGS: what to do with the others, and which others they allow.
+ALONE = {'update': ('LOGS and --table are given in the document', ()),
+         'benchmarks': ('leave out LOGS and the other options', ()),
+         'check': ('leave out LOGS and the other options', ('dataroot',)),
+         'budget': ('leave out LOGS and the other options, except --plot and --title', ('plot', 'title'))}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,12 +34,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('logs', nargs='*', metavar='LOGS', help='log, folder of a run, or of folders of runs')
     parser.add_argument('--table', type=int, choices=list(paper.TABLES),
                         help="the rows of this table of the paper, in its order, rather than all pairs")
+    parser.add_argument('--best_epoch', action='store_true',
+                        help='also the error of the best epoch, which the test set itself chooses')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table as CSV, too')
     parser.add_argument('--plot', type=_picture, metavar='FILE', help='draw the test errors: .png or .svg')
     parser.add_argument('--x', choices=list(curves.AXES), default='epoch', help='against what, in --plot')
     parser.add_argument('--plot_losses', type=_picture, metavar='FILE',
                         help="draw attention transfer's loss, and others, for each group: .png or .svg")
     parser.add_argument('--title', default='', help="of the drawings; the data set's name by default")
+    parser.add_argument('--budget', metavar='FOLDER',
+                        help='error against the number of epochs, and how many epochs a teacher saves')
     parser.add_argument('--benchmarks', type=Path, metavar='FOLDER',
                         help='in place of runs, the tables of what tools.benchmark printed, .json each')
     parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables in this document anew')
@@ -47,9 +54,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     alone = [name for name in ALONE if getattr(opt, name)]
     if opt.dataroot and not opt.check:
         parser.error('--dataroot has no effect without --check')
-    if alone and vars(opt) != vars(parser.parse_args([])) | {
-            alone[0]: getattr(opt, alone[0]), 'dataroot': opt.dataroot}:
-        parser.error(f'--{alone[0]} stands alone: {ALONE[alone[0]]}')
+    if alone:
+        instead, allowed = ALONE[alone[0]]
+        allowed_values = {name: getattr(opt, name) for name in (alone[0], *allowed)}
+        if vars(opt) != vars(parser.parse_args([])) | allowed_values:
+            parser.error(f'--{alone[0]} stands alone: {instead}')
     if not alone and not opt.logs:
         parser.error('the following arguments are required: LOGS')
     if opt.x != parser.get_default('x') and not opt.plot:
@@ -73,6 +82,12 @@ def main() -> None:
     if opt.benchmarks:
         print(benchmarks.markdown(benchmarks.read(opt.benchmarks)))
         return
+    if opt.budget:
+        panels = budget.read(logs.read([opt.budget]))
+        if opt.plot:
+            _write(opt.plot, curves.budgets(panels, opt.plot.suffix[1:], opt.title))
+        print(budget.markdown(panels))
+        return
     runs = logs.read(opt.logs)
     sections = tables.sections(runs, opt.table)
     files = {}
@@ -84,7 +99,7 @@ def main() -> None:
         files[opt.plot_losses] = curves.losses(runs, opt.plot_losses.suffix[1:], opt.title)
     for path, content in files.items():
         _write(path, content)
-    print(tables.markdown(sections))
+    print(tables.markdown(sections, opt.best_epoch))
 
 
 def _picture(name: str) -> Path:

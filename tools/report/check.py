@@ -24,7 +24,7 @@ import options
 import process
 import training
 from method import evaluation
-from tools.report import documents, logs
+from tools.report import documents, settings
 from utils import InputError
 
 # | [wrn_16_2](wrn_16_2) | `sha256` | `what --evaluate prints` |
@@ -100,7 +100,7 @@ def _epoch(record: dict[str, Any]) -> None:
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (
                 name.endswith('acc') and value > 100):
             raise Fault(f'{name} of epoch {record["epoch"]} is {value}')
-    opt = argparse.Namespace(**logs.METHOD | logs.TRAINING | record)
+    opt = argparse.Namespace(**settings.defaults(record) | record)
     epoch = record['epoch']
     laws = {'lr_epoch': [options.lr_at(opt, epoch, done) for done in (0, 1)],
             'beta_epoch': options.beta_at(opt, epoch)}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tools.report import logs
+from tools.report.budget import Panel
 from tools.report.logs import Run
 from utils import InputError
 
@@ -34,7 +35,7 @@ def errors(runs: list[Run], kind: str, title: str = '', x: str = 'epoch') -> byt
         figure = Figure(figsize=(7.2 * len(datasets), 4.5), layout='constrained')
         for i, dataset in enumerate(datasets):
             heading = ', '.join(filter(None, (title, dataset if len(datasets) > 1 else ''))) or dataset
-            axes = figure.add_subplot(1, len(datasets), 1 + i, title=heading, ylabel='test error, %')
+            axes = figure.add_subplot(1, len(datasets), 1 + i, title=heading, ylabel=_axis(dataset))
             _errors(axes, [run for run in runs if run.dataset == dataset], x)
         return _file(figure, kind)
 
@@ -91,6 +92,23 @@ def losses(runs: list[Run], kind: str, title: str = '') -> bytes:
         return _file(figure, kind)
 
 
+def budgets(panels: list[Panel], kind: str, title: str = '') -> bytes:
+    """Test error in the last epoch against the number of epochs, on a logarithmic axis, for each method."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2 * len(panels), 4.5), layout='constrained')
+        for i, panel in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), 1 + i, title=title or panel.title, xscale='log',
+                                      xlabel='epochs of training', ylabel=_axis(panel.title))
+            for j, curve in enumerate(panel.curves):
+                _line(axes, j, curve.name, [{epochs: error} for epochs in curve.runs
+                                            for error in curve.errors(epochs)])
+            axes.set_xticks(panel.budgets(), [str(epochs) for epochs in panel.budgets()])
+            axes.minorticks_off()
+            _dress(axes, whole=False)
+            axes.legend(frameon=False)
+        return _file(figure, kind)
+
+
 def labels(groups: list[list[Run]]) -> list[str]:
     """A name for each line: what differs among the lines, their length only if nothing else does."""
     names = [(run.student, run.teacher and f'from {run.teacher}', run.method,
@@ -100,6 +118,10 @@ def labels(groups: list[list[Run]]) -> list[str]:
     differs[-1] &= len({name[:-1] for name in names}) < len(names)
     return [', '.join(part for part, shown in zip(name, differs, strict=True) if shown and part) or name[0]
             for name in names]
+
+
+def _axis(dataset: str) -> str:
+    return 'test error, %' if logs.HELD_OUT not in dataset else f'error on {logs.HELD_OUT}, %'
 
 
 def _until(run: Run, epoch: int) -> float:

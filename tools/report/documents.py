@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.report import benchmarks, logs, tables
+from tools.report import benchmarks, budget, logs, tables
 from utils import InputError
 
 BEGIN, END = '<!-- report: {} -->', '<!-- end of report -->'
@@ -32,7 +32,7 @@ def read(path: Path) -> str:
 def updated(text: str, folder: Path, parse: Callable[[list[str]], argparse.Namespace]) -> str:
     """The document with the table of its logs, which are found from `folder`, between each pair of markers.
 
-    `parse` reads the arguments in a marker, which are LOGS and --table, or --benchmarks.
+    `parse` reads the arguments in a marker: LOGS with --table and --best_epoch, --budget or --benchmarks.
     """
     markers = list(MARKER.finditer(text))
     begins, ends = markers[::2], markers[1::2]
@@ -55,7 +55,10 @@ def _table(arguments: str, folder: Path, parse: Callable[[list[str]], argparse.N
         raise InputError(f'{BEGIN.format(arguments)} has a quotation mark too many') from None
     if opt.benchmarks:
         return benchmarks.markdown(benchmarks.read(folder / opt.benchmarks))
-    if vars(opt) != vars(parse(opt.logs or ['-'])) | {'table': opt.table}:
-        raise InputError(f'{BEGIN.format(arguments)}: only LOGS and --table, or --benchmarks, are for '
-                         'a document')
-    return tables.markdown(tables.sections(logs.read(opt.logs, folder), opt.table))
+    plain = ['--budget', str(opt.budget)] if opt.budget else opt.logs or ['-']
+    if vars(opt) != vars(parse(plain)) | {'table': opt.table, 'best_epoch': opt.best_epoch}:
+        raise InputError(f'{BEGIN.format(arguments)}: only LOGS with --table and --best_epoch, --budget or '
+                         '--benchmarks are for a document')
+    if opt.budget:
+        return budget.markdown(budget.read(logs.read([opt.budget], folder)))
+    return tables.markdown(tables.sections(logs.read(opt.logs, folder), opt.table), opt.best_epoch)

@@ -12,41 +12,38 @@ from typing import Any, NamedTuple
 
 import checkpoint
 import options
-from utils import InputError
+from tools.report import settings
+from utils import InputError, one_line
 
-# The terms of a loss beside classification, and the options that weigh them, in the order of the names.
+# Losses besides classification: their titles, in the order in which methods name them. A loss without a title
+# is called by its name.
 TITLES = {'at': 'AT', 'hint': 'F-ActT', 'grad': 'gradient AT', 'sym': 'symmetry', 'l2': 'min-l2', 'kd': 'KD'}
-TERMS = {title: options.LOSSES[name] for name, title in TITLES.items()}
-# Options in which runs of one method may differ, and runs of one network, with what older logs leave out.
-METHOD = dict.fromkeys(TERMS.values(), 0.0) | {
-    'temperature': 4.0, 'beta_decay': 'none', 'map': 'sum', 'map_p': 2.0, 'at_groups': None,
-    'at_from_epoch': 1}
-TRAINING = {
-    'batch_size': 128, 'lr': 0.1, 'epoch_step': [60, 120, 160], 'lr_decay_ratio': 0.2, 'weight_decay': 5e-4,
-    'augment': 'crop_flip', 'randomcrop_pad': 4, 'finetune': '', 'freeze': 1,
-    'lr_schedule': 'step', 'warmup': 0.0, 'dtype': 'float', 'compile': False}
+LOSSES = {name: TITLES.get(name, name) for name in [*TITLES, *options.LOSSES] if name in options.LOSSES}
+TERMS = {title: options.LOSSES[name] for name, title in LOSSES.items()}
 NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
           'test_acc': int | float, 'train_time': int | float}
 NINS = {96: 'thin', 192: 'wide'}
 IMAGENET = re.compile(r'(?:torchvision:resnet|resnet-)(18|34)(?:-export\.\w+)?')  # teachers without a log
-
-DESCRIBED = re.compile(r'(?:folded )?(WRN|ResNet)-([\d.-]+)(?: of width ([\d.]+))?,')  # as by resnet.describe
+HELD_OUT = 'held-out training images'
 
 
 class Run(NamedTuple):
-    """What a log says of a run. Runs that agree in the first six fields differ only in their seed."""
+    """What a log says about a run. Runs whose first six fields are equal differ only in their seed."""
     student: str
     teacher: str  # its network, its name where that is not known, '' without a teacher
     method: str
     dataset: str  # of its first images only, another one
     length: str  # in epochs
-    settings: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]  # all other options that change training
     seed: int | None
     n_parameters: int
     errors: dict[int, float]  # test error in % by epoch, ascending
     top5: dict[int, float]
     times: dict[int, float]  # of training, in seconds, without the tests
     losses: dict[str, dict[str, dict[int, float]]]  # term -> group -> epoch -> mean, before its weight
+    agreement: float | None  # % of test images with the same class by student and teacher, last epoch
+    cosines: list[float]  # of attention maps of student and teacher, for each group, last epoch
+    machine: str
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -67,7 +64,7 @@ def read(paths: list[str], base: Path = Path()) -> list[Run]:
 
 def read_log(log: Path) -> list[Run]:
     """The runs of a log: the published code appends to a file that is there."""
-    records = checkpoint.read_log(log)
+    records = [settings.modern(record) for record in checkpoint.read_log(log)]
     if not records:
         raise InputError(f'{log} holds no epoch of a run')
     for record in records:
@@ -114,39 +111,40 @@ def _run(log: Path, records: list[dict[str, Any]]) -> Run:
         student=_network(last), teacher=_teacher(log, last), dataset=_dataset(last),
         method='+'.join(name for name, weight in TERMS.items() if last.get(weight)) or 'alone',
         length=str(epoch) if epoch == last['epochs'] else f'{epoch} of {last["epochs"]}',
-        settings=_settings(last), seed=last.get('seed'), n_parameters=last['n_parameters'],
+        settings=settings.of(last), seed=last.get('seed'), n_parameters=last['n_parameters'],
         errors={epoch: 100 - record['test_acc'] for epoch, record in known.items()},
         top5={epoch: 100 - record['test_acc5'] for epoch, record in known.items()
               if _is(record.get('test_acc5'), int | float)},
-        times={record['epoch']: record['train_time'] for record in records}, losses=_losses(records))
+        times={record['epoch']: record['train_time'] for record in records}, losses=_losses(records),
+        agreement=_number(last.get('test_agreement')), cosines=_cosines(last.get('test_map_cosines')),
+        machine=one_line(str(last.get('device_name') or '')))
 
 
 def _options(record: dict[str, Any]) -> tuple:
     return (record['epochs'], record.get('seed'), record.get('teacher_id'), record.get('teacher_params'),
-            _settings(record))
+            settings.of(record))
 
 
 def _dataset(record: dict[str, Any]) -> str:
     n, held_out = record.get('max_images'), record.get('val_images')
     return (record['dataset'] + (f' (first {n} images)' if n else '')
-            + (f' ({held_out} held-out training images)' if held_out else ''))
+            + (f' ({held_out} {HELD_OUT})' if held_out else ''))
 
 
-def _settings(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, _text(record.get(name, default))) for name, default in (METHOD | TRAINING).items())
+def _number(value: Any) -> float | None:
+    return value if _is(value, int | float) and math.isfinite(value) else None
 
 
-def _text(value: Any) -> str:
-    if _is(value, int | float):
-        return f'{value:g}'
-    # The published code logs the list epoch_step as text, without spaces.
-    return 'all' if value is None else str(value).replace(' ', '')
+def _cosines(values: Any) -> list[float]:
+    """One for each group, or none."""
+    found = [_number(value) for value in values] if isinstance(values, list) else []
+    return [] if None in found else found
 
 
 def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
-        for name, term in TITLES.items():
+        for name, term in LOSSES.items():
             values, groups = ([] if not isinstance(v, list) else v
                               for v in (record.get(f'{name}_losses'), record.get('at_groups')))
             if options.LOSSES[name] in options.GROUP_LOSSES:
@@ -163,29 +161,50 @@ def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, floa
 # --- names --------------------------------------------------------------------------------------------
 
 
-def _network(record: dict[str, Any]) -> str:
-    depth, width = record['depth'], record['width']
-    if 'teacher_params' in record:
+def _name(kind: str, depth: Any, width: float) -> str:
+    if kind == 'NIN':
+        return f'NIN-{NINS.get(width, f"{width:g}")}'
+    if kind == 'ResNet':
         return f'ResNet-{depth}' + (f' x {width:g}' if width != 1 else '')
-    if record.get('model') != 'nin':
-        return f'WRN-{depth}-{width:g}'
-    return (f'NIN-{NINS.get(width, f"{width:g}")}' + (', no BN' if record.get('no_bn') else '')
-            + (', no ReLU before pooling' if record.get('no_pool_relu') else ''))
+    return f'{kind}-{depth}-{width:g}'
+
+
+def _network(record: dict[str, Any]) -> str:
+    of_imagenet, is_nin = 'teacher_params' in record, record.get('model') == 'nin'
+    kind = 'ResNet' if of_imagenet else 'NIN' if is_nin else 'WRN'
+    parts = {'no BN': record.get('no_bn'), 'no ReLU before pooling': record.get('no_pool_relu')}
+    return ', '.join([_name(kind, record['depth'], record['width']),
+                      *(part for part, without in parts.items() if kind == 'NIN' and without)])
 
 
 def _teacher(log: Path, record: dict[str, Any]) -> str:
-    """The teacher's network by the log, or by its own, found as seen from there; else its name."""
+    """The teacher's network as the student's log describes it, or by the teacher's own log; else its name.
+
+    The own log also says what a NIN lacks.
+    """
     teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
     if not teacher:
         return ''
     if known := IMAGENET.fullmatch(Path(teacher).name):
         return f'ResNet-{known[1]}'
-    if known := DESCRIBED.match(str(record.get('teacher') or '')):
-        kind, number, width = known.groups()
-        return f'{kind}-{number}' + (f' x {width}' if width and width != '1' else '')
     path = Path(teacher).parent if Path(teacher).name == checkpoint.MODEL else Path(teacher)
+    own, described = _by_own_log(log, path, str(record.get('save') or '')), _described(record.get('teacher'))
+    if own and described in ('', own.partition(',')[0]):
+        return own
+    return described or path.name
+
+
+def _described(fields: Any) -> str:
+    """The name of {'kind': 'WRN', 'depth': 16, 'width': 2}."""
+    if not isinstance(fields, dict) or fields.get('kind') not in ('WRN', 'NIN', 'ResNet') or not (
+            _is(fields.get('width'), int | float)):
+        return ''
+    return _name(fields['kind'], fields.get('depth'), fields['width'])
+
+
+def _by_own_log(log: Path, path: Path, saved: str) -> str:
+    """The network of the run in a folder. The first place to look is where it was, seen from the student."""
     places = [Path('logs') / path, path]
-    saved = str(record.get('save') or '')
     moved = [log.parent / os.path.relpath(place, saved) for place in places if saved]
     for place in [*moved, *places]:
         found = place / checkpoint.LOG
@@ -194,14 +213,14 @@ def _teacher(log: Path, record: dict[str, Any]) -> str:
                 for other in reversed(checkpoint.read_log(found)):
                     if all(_is(other.get(name), NEEDED[name]) for name in ('depth', 'width')):
                         return _network(other)
-    return path.name
+    return ''
 
 
 # --- runs that belong together --------------------------------------------------------------------------
 
 
 def group(runs: list[Run]) -> list[list[Run]]:
-    """Runs that differ only in their seed together; small networks and few terms first."""
+    """Groups of runs that differ only in their seed; small networks and few losses first."""
     datasets = sorted({run.dataset for run in runs})
     if len(datasets) > 1:
         raise InputError(f'the runs are of several data sets, {", ".join(datasets)}: report each alone')
@@ -218,11 +237,25 @@ def _order(run: Run) -> tuple:
 
 
 def differences(groups: list[list[Run]]) -> list[dict[str, str]]:
-    """The settings that tell each group from others: of method, of those with the same student, teacher and
-    method; of training, of all with the same student.
+    """The settings to name for each group: unknown options, and those in which it differs from other groups.
+
+    An option of a loss is compared with groups of the same student, teacher and method, an option of training
+    with all groups of the same student.
     """
     first = [same[0] for same in groups]
     return [{name: value for name, value in run.settings
-             if any(dict(other.settings)[name] != value for other in first
-                    if (other[:3] == run[:3] if name in METHOD else other.student == run.student))}
+             if not settings.is_known(name) or any(
+                 dict(other.settings).get(name) != value for other in first
+                 if (other[:3] == run[:3] if name in settings.METHOD else other.student == run.student))}
             for run in first]
+
+
+def alone(run: Run, groups: list[list[Run]]) -> list[Run]:
+    """The runs of a run's student without a teacher or another loss, trained with the same options."""
+    def training(other: Run) -> list[tuple[str, str]]:
+        return [(name, value) for name, value in other.settings if name not in settings.METHOD]
+
+    if run.method == 'alone' and not run.teacher:
+        return []
+    return next((same for same in groups if same[0][:5] == (run.student, '', 'alone', run.dataset, run.length)
+                 and training(same[0]) == training(run)), [])

@@ -4,7 +4,7 @@
 """
 from typing import NamedTuple
 
-from tools.report.logs import Run
+from tools.report.logs import HELD_OUT, Run
 from utils import InputError
 
 
@@ -94,9 +94,10 @@ def fits(figure: Figure, run: Run) -> bool:
 
 
 def parts(number: int, datasets: set[str]) -> Parts:
-    """The rows of a table for runs of these data sets: of one that is not the paper's, without figures.
+    """The rows of a table for runs of these data sets, without the paper's figures if it has none for them.
 
-    Beside runs on the first images of its data set they stay, as beside those of few epochs: the title tells.
+    Runs on the first images of a data set keep the figures, as runs of few epochs do: the title says so.
+    Errors on held-out training images have none.
     """
     table = TABLES[number]
     known = {dataset for _, dataset in table}
@@ -106,8 +107,8 @@ def parts(number: int, datasets: set[str]) -> Parts:
         raise InputError(f'Table {number} is of {" and ".join(sorted(known))}, the runs are of '
                          f'{", ".join(sorted(datasets))}: report the others alone')
     dataset, = datasets
-    own = {'dataset': dataset} if dataset.partition(' (first ')[0] in known else {
-        'dataset': dataset, 'error': None, 'top5': None}
+    figures_fit = dataset.partition(' (first ')[0] in known and HELD_OUT not in dataset
+    own = {'dataset': dataset} if figures_fit else {'dataset': dataset, 'error': None, 'top5': None}
     return {(title, dataset): [figure._replace(**own) for figure in figures]
             for (title, _), figures in table.items()}
 
