@@ -3,7 +3,7 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -119,11 +119,6 @@ def spread(values: Iterable[float]) -> Spread:
 
 def rounded(value: float) -> float:
     return float(f'{value:.4g}')
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The e of y = c x^e that fits best: the slope of logarithms. None for a single point."""
-    return rounded(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def summary(blocks: Blocks) -> dict[str, Any]:
