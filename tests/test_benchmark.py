@@ -1,5 +1,6 @@
 """The benchmark: figures from blocks by hand, refusals, equal work of both sides, tiny runs by command."""
-import os
+import argparse
+import contextlib
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torchnet.engine import Engine
 
 import data
 import images
+import method
 import shapes
 from tools import benchmark
-from tools.benchmark import cifar, imagenet, loader, measure, steps
+from tools.benchmark import cifar, imagenet, loader, measure, sides, steps
 from tools.benchmark.measure import SIDES
 from utils import InputError
 
@@ -284,22 +286,25 @@ def test_compile_goes_to_the_real_options(module):
         assert module.real_options(opt, 'at').compile == bool(more)
 
 
-def test_compiling_is_over_before_the_blocks_and_reported(monkeypatch, tmp_path):
-    """Both sizes of batches have been seen when the first block begins; the trace has the steps."""
+def test_our_process_compiles_and_traces_before_the_blocks(monkeypatch, tmp_path):
+    """AT is first, so that the peak is its own; both sizes of batches have been seen when a block begins."""
     split = data.Images(torch.zeros(6, 32, 32, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     events, plain = [], steps.dropping(CPU)
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
     monkeypatch.setattr(cifar, 'training_of', lambda side, opt, case, device: lambda batches: plain(
         [events.append((side, case, len(sample.labels))) or sample for sample in batches]))
-    monkeypatch.setattr(measure, 'alternate', lambda contenders, rounds: events.append('blocks') or blocks(
-        **{case: ([1.0], [1.0]) for case, _ in contenders}))
-    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: cifar.roofline.Machine(1.0, 1.0))
-    got = cifar.run(benchmark.parse(['cifar', '--batch_size', '4', '--no_memory', '--device', 'cpu',
-                                     '--compile', '--profile', str(tmp_path / 'trace.json')]))
-    assert events[:6] == [('ours', case, n) for case in cifar.CASES for n in (4, 2)]
-    assert [event[:2] for event in events[6:-1]] == [('ours', 'at')] * (measure.WARM_UP + measure.PROFILED)
-    assert events[-1] == 'blocks' and got['compile'] and list(got['compile_seconds']) == list(cifar.CASES)
-    assert min(got['compile_seconds'].values()) >= 0
+    monkeypatch.setattr(cifar.process, 'peak_memory', lambda device: events.append('peak') or 7)
+    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: None)
+    got = cifar.prepare(benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu', '--compile',
+                                         '--profile', str(tmp_path / 'trace.json')]), 'ours')
+    both = [('ours', 'at', 4), ('ours', 'at', 2)]
+    traced = (both * 9)[:measure.WARM_UP + measure.PROFILED]
+    assert events == [*both, *both * (cifar.MEMORY_STEPS // 2), 'peak', *traced,
+                      *[('ours', case, n) for case in ('kd', 'student') for n in (4, 2)]]
+    assert list(got.contenders) == ['at', 'kd', 'student', 'loader']
+    assert got.facts['peak_memory'] == {'ours': 7, 'data_set': 6 * 32 * 32 * 3}
+    assert list(got.facts['compile_seconds']) == ['at', 'kd', 'student'] and got.facts['variants'] == {}
+    assert min(got.facts['compile_seconds'].values()) >= 0
 
 
 def test_profile_writes_a_trace(tmp_path, capsys):
@@ -325,23 +330,23 @@ def test_a_trace_of_a_gpu_has_its_kernels(tmp_path):
 # --- memory -------------------------------------------------------------------------------------------
 
 
-def test_fresh_process():
-    assert measure.in_fresh_process(os.getpid) != os.getpid()
-
-
 def test_peak_memory_counts_bytes_and_starts_workers(monkeypatch):
     split = data.Images(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
+    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: None)
     opt = benchmark.parse(['cifar', '--batch_size', '2', '--workers', '1', '--device', 'cpu'])
-    peaks = cifar.peak_memory(opt, 'ours') | cifar.peak_memory(opt, 'baseline')
-    assert list(peaks) == ['ours', 'baseline', 'baseline_worker']
-    assert min(peaks.values()) > 50e6  # the interpreter and torch
+    peaks = {side: cifar.prepare(opt, side).facts['peak_memory'] for side in SIDES}
+    assert list(peaks['baseline']) == ['baseline', 'baseline_worker']
+    assert min([peaks['ours']['ours'], *peaks['baseline'].values()]) > 50e6  # the interpreter and torch
 
 
-def test_peak_memory_of_imagenet():
+@pytest.mark.parametrize('side', SIDES)
+def test_peak_memory_of_imagenet(side, monkeypatch):
+    monkeypatch.setattr(imagenet.roofline, 'machine', lambda *_: None)
     opt = benchmark.parse(['imagenet', '--batch_size', '2', '--image_size', '64', '--device', 'cpu'])
-    peaks = imagenet.peak_memory(opt, 'ours')
-    assert list(peaks) == ['ours'] and peaks['ours'] > 200e6  # the networks alone
+    got = imagenet.prepare(opt, side)
+    assert list(got.contenders) == list(imagenet.CASES) and list(got.facts['peak_memory']) == [side]
+    assert got.facts['peak_memory'][side] > 200e6  # the networks alone
 
 
 # --- by command line ----------------------------------------------------------------------------------
@@ -368,21 +373,62 @@ def report_of(run_script):
 
 
 def test_cifar_prints_one_strict_json_object(report_of):
-    got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--no_memory', '--device', 'cpu')
+    got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--device', 'cpu')
     assert (got['dtype'], got['batch'], got['dataset']) == ('float', 4, 'shapes')
-    assert list(got['cases']) == ['student', 'kd', 'at', 'loader']
-    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['student', 'kd', 'at']
+    assert list(got['cases']) == ['at', 'kd', 'student', 'loader']
+    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['at', 'kd', 'student']
     assert got['bandwidth'] > 1e8 and got['matrix_rate'] > 1e8 and got['compile_seconds'] == {}
-    assert got['loader_share'] > 0
-    assert got['peak_memory'] == {'data_set': shapes.N_TRAIN * 32 * 32 * 3}
+    assert got['loader_share'] > 0 and got['time_to_first_step'] == {}
+    assert got['peak_memory'].keys() == {*SIDES, 'baseline_worker', 'data_set'}
+    assert got['peak_memory']['data_set'] == shapes.N_TRAIN * 32 * 32 * 3
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """Both sides in this process, and nothing that is compiled."""
+    @contextlib.contextmanager
+    def own_process(prepare, *arguments):
+        contenders, facts = prepare(*arguments)
+        yield sides.Side(list(contenders), facts, lambda case: contenders[case]())
+
+    monkeypatch.setattr(sides, 'own_process', own_process)
+    monkeypatch.setattr(method, 'compiled', lambda losses, tensors: losses)
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'elsewhere')
+
+
+def test_fast_adds_variants_and_first_steps(in_one_process, monkeypatch, tmp_path):
+    split = data.Images(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr(cifar, 'load', lambda *_: split)
+    monkeypatch.setattr(sides.devices, 'fastest', lambda real, *_: argparse.Namespace(
+        **vars(real) | {'dtype': 'bfloat16', 'compile': True}))
+    done = call(benchmark, 'cifar', '--fast', '--batch_size', 2, '--workers', 1, '--steps', 1, '--rounds', 1,
+                '--device', 'cpu', cwd=tmp_path)
+    got = strictly(done.out)
+    assert (got['dtype'], got['compile'], got['baseline_dtype']) == ('bfloat16', True, 'float')
+    assert list(got['cases']) == ['at', 'at_float', 'at_float_compiled', 'kd', 'student', 'loader']
+    for name, compiles in (('at_float', False), ('at_float_compiled', True)):
+        case = got['cases'][name]
+        assert (case['dtype'], case['compile']) == ('float', compiles)
+        speeds = case['images_per_second']
+        assert speeds['baseline'] == got['cases']['at']['images_per_second']['baseline']
+        assert case['ratio'] == pytest.approx(speeds['ours'] / speeds['baseline'], rel=1e-2)
+    assert list(got['compile_seconds']) == ['at', 'at_float_compiled', 'kd', 'student']
+    assert list(got['time_to_first_step']) == ['eager', 'compiled']
+
+
+def test_bad_input_in_a_side_ends_with_one_sentence(run_script):
+    done = run_script('tools.benchmark', 'cifar', '--batch_size', 6000, '--device', 'cpu')
+    assert (done.returncode, done.stdout) == (2, '')
+    errors = [line for line in done.stderr.splitlines() if 'error' in line or 'Traceback' in line]
+    assert len(errors) == 1 and '6000' in errors[0]
 
 
 def test_imagenet_prints_one_strict_json_object(report_of):
-    got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--no_memory', '--device', 'cpu')
+    got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--device', 'cpu')
     assert (got['dtype'], got['baseline_dtype'], got['batch'], got['image_size']) == ('float', 'float', 2, 64)
     assert list(got['cases']) == ['at', 'student', 'teacher']
     assert [name for name, case in got['cases'].items() if 'flops' in case] == ['at', 'student']
-    assert got['peak_memory'] == {}
+    assert list(got['peak_memory']) == list(SIDES)
 
 
 def test_loader_prints_one_strict_json_object(report_of):

@@ -12,6 +12,10 @@ CASE = {'images_per_second': {'ours': 1234.0, 'baseline': 56.78},
 STEP = {'benchmark': 'cifar', 'device_name': 'a CPU', 'commit': '0123456789', 'dtype': 'float',
         'cases': {'at': CASE | {'roofline_ratio': 1.781}, 'loader': CASE},
         'peak_memory': {'ours': 1043173376, 'baseline': 1036083200, 'data_set': 15360000}}
+FAST = STEP | {'dtype': 'bfloat16', 'compile': True, 'cases': {
+    'at': CASE, 'at_float': CASE | {'dtype': 'float', 'compile': False},
+    'at_float_compiled': CASE | {'dtype': 'float', 'compile': True}},
+    'time_to_first_step': {'eager': 12.34, 'compiled': 61.2}}
 LOADER = {'benchmark': 'loader', 'device_name': 'a CPU', 'commit': '89abcdef01-dirty',
           'cases': {'center': CASE}}
 POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles': [110.2, 130],
@@ -53,6 +57,20 @@ def test_a_table_for_each_kind(folder):
         ['a CPU', 'loader', 'center', '', '1,234', '56.8', '1.31 (1.29-1.36)', '', '', '89abcde, changed']]
     assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
                         for n in ('1', '2 (best)')]
+
+
+def test_fast_has_rows_of_its_choices_and_the_first_step(folder):
+    speed, first = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=FAST)).out)
+    assert [row[2:4] for row in speed[1:]] == [
+        ['at', 'bfloat16, compiled'], ['at_float', 'float'], ['at_float_compiled', 'float, compiled']]
+    assert first[1:] == [['a CPU', 'cifar', 'bfloat16', '12.3', '61.2', '0123456']]
+    assert first[0][-2] == 'compiled'
+
+
+def test_no_compiler_leaves_a_cell_empty(folder):
+    both = folder(a=FAST, b=FAST | {'time_to_first_step': {'eager': 9.0}})
+    _, first = cells(call(report, '--benchmarks', 'figures', cwd=both).out)
+    assert [row[3:5] for row in first[1:]] == [['12.3', '61.2'], ['9.0', '']]
 
 
 def test_errors_over_seeds(folder):

@@ -12,6 +12,7 @@ JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with s
         'peak memory of a run, MB', 'commit']
 ACCURACY = ['machine', 'data set', 'images', 'epochs', 'seeds', 'dtype', 'error, %: mean (deviation)',
             'plain', 'difference (standard error)', 'commit']
+FIRST_STEP = ['machine', 'benchmark', 'dtype', 'to the end of the first step, s', 'compiled', 'commit']
 COMPARED = ('cifar', 'imagenet', 'loader')
 
 
@@ -31,10 +32,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, of test errors and of runs at once, as far as there are."""
+    """A table of what has a plain baseline, of starts, test errors and runs at once, as far as there are."""
     parts = [(header, [row for r in results if r['benchmark'] in kinds for row in rows(r)])
              for header, kinds, rows in (
-                 (SPEED, COMPARED, speed), (ACCURACY, ['accuracy'], accuracy), (JOBS, ['jobs'], jobs))]
+                 (SPEED, COMPARED, speed), (FIRST_STEP, ['cifar'], first_step),
+                 (ACCURACY, ['accuracy'], accuracy), (JOBS, ['jobs'], jobs))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
 
@@ -45,11 +47,19 @@ def speed(result: dict[str, Any]) -> list[list[str]]:
         speeds = found['images_per_second']
         over = found.get('roofline_ratio')
         peak = f'{_mb(peaks["ours"])} ({_mb(peaks["baseline"])})' if case == 'at' and 'ours' in peaks else ''
-        rows.append([result['device_name'], result['benchmark'], case, _dtype(result),
+        rows.append([result['device_name'], result['benchmark'], case, _dtype(result | found),
                      _speed(speeds['ours']), _speed(speeds['baseline']),
                      _with_quartiles(found['ratio'], found['ratio_quartiles']),
                      '' if over is None else f'{over:.2f}', peak, _commit(result)])
     return rows
+
+
+def first_step(result: dict[str, Any]) -> list[list[str]]:
+    seconds = result.get('time_to_first_step')
+    if not seconds:
+        return []
+    return [[result['device_name'], result['benchmark'], result['dtype'], f'{seconds["eager"]:.1f}',
+             f'{seconds["compiled"]:.1f}' if 'compiled' in seconds else '', _commit(result)]]
 
 
 def accuracy(result: dict[str, Any]) -> list[list[str]]:
