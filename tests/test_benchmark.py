@@ -1,11 +1,10 @@
-"""The benchmark: figures from blocks by hand, refusals, equal work of both sides, tiny runs by command."""
+"""The benchmark: equal work of both sides, refusals, tiny runs by command."""
 import argparse
 import contextlib
 
 import pytest
 import torch
 from conftest import call, strictly
-from PIL import Image
 from torchnet.engine import Engine
 
 import data
@@ -18,70 +17,6 @@ from tools.benchmark.measure import SIDES
 from utils import InputError
 
 CPU = torch.device('cpu')
-
-
-def blocks(**ours_and_baseline):
-    return {case: dict(zip(SIDES, sides, strict=True)) for case, sides in ours_and_baseline.items()}
-
-
-# --- figures ------------------------------------------------------------------------------------------
-
-
-def test_summary_takes_medians_and_ratios_round_by_round():
-    # the machine is ten times slower in the second round: ratios of medians would be 200 / 100
-    given = blocks(at=([300.0, 20.0, 200.0], [100.0, 10.0, 160.0]),
-                   loader=([6000.0, 2000.0, 5000.0], [600.0, 500.0, 500.0]))
-    got = measure.summary(given)
-    at = got['at']
-    assert at['images_per_second'] == {'ours': 200, 'baseline': 100}
-    assert at['quartiles'] == {'ours': [110, 250], 'baseline': [55, 130]}
-    assert at['ratio'] == 2  # of 3, 2 and 1.25
-    assert at['ratio_quartiles'] == [1.625, 2.5]
-    assert got['loader']['ratio'] == 10
-    # of 0.05, 0.01 and 0.04: 5000 images/s take 0.04 of the time of 200
-    assert cifar.loader_share(given) == 0.04
-
-
-def test_summary_of_one_round():
-    given = blocks(at=([4.0], [2.0]), loader=([8.0], [1.0]))
-    assert measure.summary(given)['at'] == {'images_per_second': {'ours': 4, 'baseline': 2},
-                                            'quartiles': {'ours': [4, 4], 'baseline': [2, 2]},
-                                            'ratio': 2, 'ratio_quartiles': [2, 2]}
-    assert cifar.loader_share(given) == 0.5
-
-
-def test_summary_refuses_sides_of_different_length():
-    with pytest.raises(ValueError):
-        measure.summary(blocks(at=([1.0, 2.0], [1.0])))
-
-
-def test_each_round_measures_each_side_once_and_turns_the_order():
-    asked = []
-
-    def contender(case, side):
-        return lambda: asked.append((case, side)) or float(len(asked))
-
-    keys = [(case, side) for case in ('at', 'student') for side in SIDES]
-    got = measure.alternate({key: contender(*key) for key in keys}, 2)
-    assert asked == keys[::-1] + keys
-    assert got == blocks(at=([4.0, 5.0], [3.0, 6.0]), student=([2.0, 7.0], [1.0, 8.0]))
-
-
-def test_speed_leaves_out_the_warm_up_and_ends_the_batches():
-    ended, seen = [], []
-
-    def batches():
-        try:
-            yield from range(100)
-        finally:
-            ended.append(True)
-
-    def consume(some):
-        seen.append(list(some))
-        return 10**9 * len(seen[-1])
-
-    assert measure.images_per_second(batches(), consume, 2, 3) > 10**9  # it took less than 3 s
-    assert seen == [[0, 1], [2, 3, 4]] and ended == [True]
 
 
 # --- what both sides compute --------------------------------------------------------------------------
@@ -172,40 +107,6 @@ def test_only_our_batch_has_channels_last():
     assert strides == [(64 * 64 * 3, 1, 64 * 3, 3), (64 * 64 * 3, 64 * 64, 64, 1)]
 
 
-@pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, 'N_DRAWN', 3)
-    monkeypatch.setattr(loader, 'N_CLASSES', 2)
-    loader.draw(tmp_path)
-    return tmp_path
-
-
-def test_both_sides_cut_and_normalise_an_image_alike(drawn):
-    split = loader.load(str(drawn))
-    assert split.paths.tolist() == [b'0/0.jpg', b'0/2.jpg', b'1/1.jpg']
-    x, labels, *_ = next(loader.our_batches(images.Loader(split, 3, CPU, 'center', workers=0)))
-    assert labels.tolist() == [0, 0, 1]
-    plain = torch.stack([loader.PLAIN['center'](Image.open(split.path(i))) for i in range(3)])
-    assert (x - plain).abs().mean() < 0.01  # of the standard deviation; one of 256 levels is 0.017
-    for crop in loader.PLAIN:
-        assert loader.PLAIN[crop](Image.open(split.path(0))).shape == (3, images.SIZE, images.SIZE)
-
-
-@pytest.mark.parametrize('side', SIDES)
-def test_loaders_work_with_workers(side, drawn):
-    opt = benchmark.parse(['loader', '--workers', '1', '--batch_size', '2', '--steps', '1'])
-    assert loader.contender(opt, 'resized', side, loader.load(str(drawn)))() > 0
-
-
-def test_folder_of_images_may_have_a_folder_train(drawn):
-    (drawn / 'all').mkdir()
-    (drawn / '0').rename(drawn / 'all' / '0')
-    (drawn / '1').rename(drawn / 'all' / '1')
-    (drawn / 'all').rename(drawn / 'train')
-    split = loader.load(str(drawn))
-    assert split.root == str(drawn / 'train') and len(split.paths) == 3
-
-
 # --- options and refusals -----------------------------------------------------------------------------
 
 
@@ -233,21 +134,6 @@ def test_options_without_meaning_end_with_status_2_and_one_sentence(arguments, n
     assert end.value.code == 2 and names in message and message.count('\n') == 1
 
 
-def test_loader_decodes_on_a_gpu_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    done = call(benchmark, 'loader', '--decode', 'cuda', cwd=tmp_path)
-    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and '--decode cuda' in done.err
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize('workers', [0, 1])
-def test_loader_decodes_on_a_gpu(tmp_path, workers):
-    done = call(benchmark, 'loader', '--batch_size', 2, '--steps', 1, '--rounds', 1, '--decode', 'cuda',
-                '--workers', workers, cwd=tmp_path)
-    got = strictly(done.out)
-    assert (done.status, got['device']) == (0, 'cuda') and got['cases'].keys() == loader.PLAIN.keys()
-
-
 def test_defaults_are_those_of_the_scripts():
     real = imagenet.real_options(benchmark.parse(['imagenet', '--device', 'cpu']), 'at')
     assert (real.beta, real.alpha, real.at_groups, real.weight_decay) == (1e3, 0, [2, 3], 1e-4)
@@ -261,19 +147,6 @@ def test_batch_beyond_the_data_set(monkeypatch):
     opt = benchmark.parse(['cifar', '--batch_size', '4'])
     with pytest.raises(InputError, match='--batch_size 4 is more than the 3 images of shapes'):
         cifar.load(opt, CPU)
-
-
-@pytest.mark.parametrize('make, says', [
-    (lambda path: None, 'cannot be read (No such file or directory)'),
-    (lambda path: path.write_text(''), 'cannot be read (Not a directory)'),
-    (lambda path: path.mkdir(), 'has no folders in it'),
-    (lambda path: (path / 'train' / 'bird').mkdir(parents=True), 'has no image in it'),
-])
-def test_folder_without_images_ends_with_status_2_and_one_sentence(make, says, tmp_path):
-    make(tmp_path / 'photos')
-    done = call(benchmark, 'loader', '--imagenetpath', 'photos', '--workers', 1, cwd=tmp_path)
-    assert (done.status, done.out, len(done.errors)) == (2, '', 1)
-    assert 'photos' in done.err and says in done.err
 
 
 # --- compiling and tracing ----------------------------------------------------------------------------

@@ -1,21 +1,24 @@
 """Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run;
 whether both end with the same test errors; how many runs at once are best.
 
-    python -m tools.benchmark cifar
+    python -m tools.benchmark cifar --fast
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --batch_size 64
     python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
-    python -m tools.benchmark accuracy --teacher_id demo/1/teacher --seeds [1,2,3]
+    python -m tools.benchmark accuracy --teacher_id demo/1/teacher --fast --lr_schedule linear
     python -m tools.benchmark jobs --jobs [1,2,4]
 
 One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
 PIL images transformed one by one, in worker processes if there are any, float32, channels first, a teacher
-with BN, SGD without fusion, and every metric read in every step. Short blocks of ours and of the baseline
+with BN, SGD without fusion, every metric read in every step, and memory freed to the system as glibc does it.
+For `cifar` and `imagenet` each side has a process of its own. Short blocks of ours and of the baseline
 alternate; a ratio is the median over rounds of ours / baseline in the same round, so that a machine that
 slows down for a while slows down both. `roofline_ratio` is our time over the least time of the step on this
-machine. What `--compile` compiles is compiled before the blocks. Where other programs use the same cores,
-OMP_WAIT_POLICY=passive keeps threads from spinning for one another.
+machine. What `--compile` compiles is compiled before the blocks. `--fast` chooses as for a long run; `cifar`
+then adds what its choices bring one by one (`at_float`, `at_float_compiled`), and the time from the start of
+a process to the end of its first step. Where other programs use the same cores, OMP_WAIT_POLICY=passive
+keeps threads from spinning for one another.
 """
 import argparse
 import json
