@@ -45,9 +45,10 @@ def remembering(monkeypatch, module):
 
 
 @pytest.fixture
-def in_float64():
+def in_float64(monkeypatch):
     """Networks and batches; in float32 rounding may put a ReLU's input on the other side of 0."""
     torch.set_default_dtype(torch.float64)
+    monkeypatch.setitem(sides.devices.DTYPES, 'float', torch.float64)  # which the teacher is converted to
     yield
     torch.set_default_dtype(torch.float32)
 
