@@ -1,85 +1,22 @@
-"""The benchmark: figures from blocks by hand, refusals, equal work of both sides, tiny runs by command."""
-import os
+"""The benchmark: equal work of both sides, refusals, tiny runs by command."""
+import argparse
+import contextlib
 
 import pytest
 import torch
 from conftest import call, strictly
-from PIL import Image
 from torchnet.engine import Engine
 
 import data
 import images
+import method
 import shapes
 from tools import benchmark
-from tools.benchmark import cifar, imagenet, loader, measure, steps
+from tools.benchmark import cifar, imagenet, loader, measure, sides, steps
 from tools.benchmark.measure import SIDES
 from utils import InputError
 
 CPU = torch.device('cpu')
-
-
-def blocks(**ours_and_baseline):
-    return {case: dict(zip(SIDES, sides, strict=True)) for case, sides in ours_and_baseline.items()}
-
-
-# --- figures ------------------------------------------------------------------------------------------
-
-
-def test_summary_takes_medians_and_ratios_round_by_round():
-    # the machine is ten times slower in the second round: ratios of medians would be 200 / 100
-    given = blocks(at=([300.0, 20.0, 200.0], [100.0, 10.0, 160.0]),
-                   loader=([6000.0, 2000.0, 5000.0], [600.0, 500.0, 500.0]))
-    got = measure.summary(given)
-    at = got['at']
-    assert at['images_per_second'] == {'ours': 200, 'baseline': 100}
-    assert at['quartiles'] == {'ours': [110, 250], 'baseline': [55, 130]}
-    assert at['ratio'] == 2  # of 3, 2 and 1.25
-    assert at['ratio_quartiles'] == [1.625, 2.5]
-    assert got['loader']['ratio'] == 10
-    # of 0.05, 0.01 and 0.04: 5000 images/s take 0.04 of the time of 200
-    assert cifar.loader_share(given) == 0.04
-
-
-def test_summary_of_one_round():
-    given = blocks(at=([4.0], [2.0]), loader=([8.0], [1.0]))
-    assert measure.summary(given)['at'] == {'images_per_second': {'ours': 4, 'baseline': 2},
-                                            'quartiles': {'ours': [4, 4], 'baseline': [2, 2]},
-                                            'ratio': 2, 'ratio_quartiles': [2, 2]}
-    assert cifar.loader_share(given) == 0.5
-
-
-def test_summary_refuses_sides_of_different_length():
-    with pytest.raises(ValueError):
-        measure.summary(blocks(at=([1.0, 2.0], [1.0])))
-
-
-def test_each_round_measures_each_side_once_and_turns_the_order():
-    asked = []
-
-    def contender(case, side):
-        return lambda: asked.append((case, side)) or float(len(asked))
-
-    keys = [(case, side) for case in ('at', 'student') for side in SIDES]
-    got = measure.alternate({key: contender(*key) for key in keys}, 2)
-    assert asked == keys[::-1] + keys
-    assert got == blocks(at=([4.0, 5.0], [3.0, 6.0]), student=([2.0, 7.0], [1.0, 8.0]))
-
-
-def test_speed_leaves_out_the_warm_up_and_ends_the_batches():
-    ended, seen = [], []
-
-    def batches():
-        try:
-            yield from range(100)
-        finally:
-            ended.append(True)
-
-    def consume(some):
-        seen.append(list(some))
-        return 10**9 * len(seen[-1])
-
-    assert measure.images_per_second(batches(), consume, 2, 3) > 10**9  # it took less than 3 s
-    assert seen == [[0, 1], [2, 3, 4]] and ended == [True]
 
 
 # --- what both sides compute --------------------------------------------------------------------------
@@ -108,9 +45,10 @@ def remembering(monkeypatch, module):
 
 
 @pytest.fixture
-def in_float64():
+def in_float64(monkeypatch):
     """Networks and batches; in float32 rounding may put a ReLU's input on the other side of 0."""
     torch.set_default_dtype(torch.float64)
+    monkeypatch.setitem(sides.devices.DTYPES, 'float', torch.float64)  # which the teacher is converted to
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -170,40 +108,6 @@ def test_only_our_batch_has_channels_last():
     assert strides == [(64 * 64 * 3, 1, 64 * 3, 3), (64 * 64 * 3, 64 * 64, 64, 1)]
 
 
-@pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, 'N_DRAWN', 3)
-    monkeypatch.setattr(loader, 'N_CLASSES', 2)
-    loader.draw(tmp_path)
-    return tmp_path
-
-
-def test_both_sides_cut_and_normalise_an_image_alike(drawn):
-    split = loader.load(str(drawn))
-    assert split.paths.tolist() == [b'0/0.jpg', b'0/2.jpg', b'1/1.jpg']
-    x, labels, *_ = next(loader.our_batches(images.Loader(split, 3, CPU, 'center', workers=0)))
-    assert labels.tolist() == [0, 0, 1]
-    plain = torch.stack([loader.PLAIN['center'](Image.open(split.path(i))) for i in range(3)])
-    assert (x - plain).abs().mean() < 0.01  # of the standard deviation; one of 256 levels is 0.017
-    for crop in loader.PLAIN:
-        assert loader.PLAIN[crop](Image.open(split.path(0))).shape == (3, images.SIZE, images.SIZE)
-
-
-@pytest.mark.parametrize('side', SIDES)
-def test_loaders_work_with_workers(side, drawn):
-    opt = benchmark.parse(['loader', '--workers', '1', '--batch_size', '2', '--steps', '1'])
-    assert loader.contender(opt, 'resized', side, loader.load(str(drawn)))() > 0
-
-
-def test_folder_of_images_may_have_a_folder_train(drawn):
-    (drawn / 'all').mkdir()
-    (drawn / '0').rename(drawn / 'all' / '0')
-    (drawn / '1').rename(drawn / 'all' / '1')
-    (drawn / 'all').rename(drawn / 'train')
-    split = loader.load(str(drawn))
-    assert split.root == str(drawn / 'train') and len(split.paths) == 3
-
-
 # --- options and refusals -----------------------------------------------------------------------------
 
 
@@ -231,21 +135,6 @@ def test_options_without_meaning_end_with_status_2_and_one_sentence(arguments, n
     assert end.value.code == 2 and names in message and message.count('\n') == 1
 
 
-def test_loader_decodes_on_a_gpu_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    done = call(benchmark, 'loader', '--decode', 'cuda', cwd=tmp_path)
-    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and '--decode cuda' in done.err
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize('workers', [0, 1])
-def test_loader_decodes_on_a_gpu(tmp_path, workers):
-    done = call(benchmark, 'loader', '--batch_size', 2, '--steps', 1, '--rounds', 1, '--decode', 'cuda',
-                '--workers', workers, cwd=tmp_path)
-    got = strictly(done.out)
-    assert (done.status, got['device']) == (0, 'cuda') and got['cases'].keys() == loader.PLAIN.keys()
-
-
 def test_defaults_are_those_of_the_scripts():
     real = imagenet.real_options(benchmark.parse(['imagenet', '--device', 'cpu']), 'at')
     assert (real.beta, real.alpha, real.at_groups, real.weight_decay) == (1e3, 0, [2, 3], 1e-4)
@@ -261,19 +150,6 @@ def test_batch_beyond_the_data_set(monkeypatch):
         cifar.load(opt, CPU)
 
 
-@pytest.mark.parametrize('make, says', [
-    (lambda path: None, 'cannot be read (No such file or directory)'),
-    (lambda path: path.write_text(''), 'cannot be read (Not a directory)'),
-    (lambda path: path.mkdir(), 'has no folders in it'),
-    (lambda path: (path / 'train' / 'bird').mkdir(parents=True), 'has no image in it'),
-])
-def test_folder_without_images_ends_with_status_2_and_one_sentence(make, says, tmp_path):
-    make(tmp_path / 'photos')
-    done = call(benchmark, 'loader', '--imagenetpath', 'photos', '--workers', 1, cwd=tmp_path)
-    assert (done.status, done.out, len(done.errors)) == (2, '', 1)
-    assert 'photos' in done.err and says in done.err
-
-
 # --- compiling and tracing ----------------------------------------------------------------------------
 
 
@@ -284,22 +160,25 @@ def test_compile_goes_to_the_real_options(module):
         assert module.real_options(opt, 'at').compile == bool(more)
 
 
-def test_compiling_is_over_before_the_blocks_and_reported(monkeypatch, tmp_path):
-    """Both sizes of batches have been seen when the first block begins; the trace has the steps."""
+def test_our_process_compiles_and_traces_before_the_blocks(monkeypatch, tmp_path):
+    """AT is first, so that the peak is its own; both sizes of batches have been seen when a block begins."""
     split = data.Images(torch.zeros(6, 32, 32, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     events, plain = [], steps.dropping(CPU)
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
     monkeypatch.setattr(cifar, 'training_of', lambda side, opt, case, device: lambda batches: plain(
         [events.append((side, case, len(sample.labels))) or sample for sample in batches]))
-    monkeypatch.setattr(measure, 'alternate', lambda contenders, rounds: events.append('blocks') or blocks(
-        **{case: ([1.0], [1.0]) for case, _ in contenders}))
-    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: cifar.roofline.Machine(1.0, 1.0))
-    got = cifar.run(benchmark.parse(['cifar', '--batch_size', '4', '--no_memory', '--device', 'cpu',
-                                     '--compile', '--profile', str(tmp_path / 'trace.json')]))
-    assert events[:6] == [('ours', case, n) for case in cifar.CASES for n in (4, 2)]
-    assert [event[:2] for event in events[6:-1]] == [('ours', 'at')] * (measure.WARM_UP + measure.PROFILED)
-    assert events[-1] == 'blocks' and got['compile'] and list(got['compile_seconds']) == list(cifar.CASES)
-    assert min(got['compile_seconds'].values()) >= 0
+    monkeypatch.setattr(cifar.process, 'peak_memory', lambda device: events.append('peak') or 7)
+    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: None)
+    got = cifar.prepare(benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu', '--compile',
+                                         '--profile', str(tmp_path / 'trace.json')]), 'ours')
+    both = [('ours', 'at', 4), ('ours', 'at', 2)]
+    traced = (both * 9)[:measure.WARM_UP + measure.PROFILED]
+    assert events == [*both, *both * (cifar.MEMORY_STEPS // 2), 'peak', *traced,
+                      *[('ours', case, n) for case in ('kd', 'student') for n in (4, 2)]]
+    assert list(got.contenders) == ['at', 'kd', 'student', 'loader']
+    assert got.facts['peak_memory'] == {'ours': 7, 'data_set': 6 * 32 * 32 * 3}
+    assert list(got.facts['compile_seconds']) == ['at', 'kd', 'student'] and got.facts['variants'] == {}
+    assert min(got.facts['compile_seconds'].values()) >= 0
 
 
 def test_profile_writes_a_trace(tmp_path, capsys):
@@ -325,23 +204,23 @@ def test_a_trace_of_a_gpu_has_its_kernels(tmp_path):
 # --- memory -------------------------------------------------------------------------------------------
 
 
-def test_fresh_process():
-    assert measure.in_fresh_process(os.getpid) != os.getpid()
-
-
 def test_peak_memory_counts_bytes_and_starts_workers(monkeypatch):
     split = data.Images(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
+    monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: None)
     opt = benchmark.parse(['cifar', '--batch_size', '2', '--workers', '1', '--device', 'cpu'])
-    peaks = cifar.peak_memory(opt, 'ours') | cifar.peak_memory(opt, 'baseline')
-    assert list(peaks) == ['ours', 'baseline', 'baseline_worker']
-    assert min(peaks.values()) > 50e6  # the interpreter and torch
+    peaks = {side: cifar.prepare(opt, side).facts['peak_memory'] for side in SIDES}
+    assert list(peaks['baseline']) == ['baseline', 'baseline_worker']
+    assert min([peaks['ours']['ours'], *peaks['baseline'].values()]) > 50e6  # the interpreter and torch
 
 
-def test_peak_memory_of_imagenet():
+@pytest.mark.parametrize('side', SIDES)
+def test_peak_memory_of_imagenet(side, monkeypatch):
+    monkeypatch.setattr(imagenet.roofline, 'machine', lambda *_: None)
     opt = benchmark.parse(['imagenet', '--batch_size', '2', '--image_size', '64', '--device', 'cpu'])
-    peaks = imagenet.peak_memory(opt, 'ours')
-    assert list(peaks) == ['ours'] and peaks['ours'] > 200e6  # the networks alone
+    got = imagenet.prepare(opt, side)
+    assert list(got.contenders) == list(imagenet.CASES) and list(got.facts['peak_memory']) == [side]
+    assert got.facts['peak_memory'][side] > 200e6  # the networks alone
 
 
 # --- by command line ----------------------------------------------------------------------------------
@@ -368,21 +247,62 @@ def report_of(run_script):
 
 
 def test_cifar_prints_one_strict_json_object(report_of):
-    got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--no_memory', '--device', 'cpu')
+    got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--device', 'cpu')
     assert (got['dtype'], got['batch'], got['dataset']) == ('float', 4, 'shapes')
-    assert list(got['cases']) == ['student', 'kd', 'at', 'loader']
-    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['student', 'kd', 'at']
+    assert list(got['cases']) == ['at', 'kd', 'student', 'loader']
+    assert [name for name, case in got['cases'].items() if 'flops' in case] == ['at', 'kd', 'student']
     assert got['bandwidth'] > 1e8 and got['matrix_rate'] > 1e8 and got['compile_seconds'] == {}
-    assert got['loader_share'] > 0
-    assert got['peak_memory'] == {'data_set': shapes.N_TRAIN * 32 * 32 * 3}
+    assert got['loader_share'] > 0 and got['time_to_first_step'] == {}
+    assert got['peak_memory'].keys() == {*SIDES, 'baseline_worker', 'data_set'}
+    assert got['peak_memory']['data_set'] == shapes.N_TRAIN * 32 * 32 * 3
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """Both sides in this process, and nothing that is compiled."""
+    @contextlib.contextmanager
+    def own_process(prepare, *arguments):
+        contenders, facts = prepare(*arguments)
+        yield sides.Side(list(contenders), facts, lambda case: contenders[case]())
+
+    monkeypatch.setattr(sides, 'own_process', own_process)
+    monkeypatch.setattr(method, 'compiled', lambda losses, tensors: losses)
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'elsewhere')
+
+
+def test_fast_adds_variants_and_first_steps(in_one_process, monkeypatch, tmp_path):
+    split = data.Images(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr(cifar, 'load', lambda *_: split)
+    monkeypatch.setattr(sides.devices, 'fastest', lambda real, *_: argparse.Namespace(
+        **vars(real) | {'dtype': 'bfloat16', 'compile': True}))
+    done = call(benchmark, 'cifar', '--fast', '--batch_size', 2, '--workers', 1, '--steps', 1, '--rounds', 1,
+                '--device', 'cpu', cwd=tmp_path)
+    got = strictly(done.out)
+    assert (got['dtype'], got['compile'], got['baseline_dtype']) == ('bfloat16', True, 'float')
+    assert list(got['cases']) == ['at', 'at_float', 'at_float_compiled', 'kd', 'student', 'loader']
+    for name, compiles in (('at_float', False), ('at_float_compiled', True)):
+        case = got['cases'][name]
+        assert (case['dtype'], case['compile']) == ('float', compiles)
+        speeds = case['images_per_second']
+        assert speeds['baseline'] == got['cases']['at']['images_per_second']['baseline']
+        assert case['ratio'] == pytest.approx(speeds['ours'] / speeds['baseline'], rel=1e-2)
+    assert list(got['compile_seconds']) == ['at', 'at_float_compiled', 'kd', 'student']
+    assert list(got['time_to_first_step']) == ['eager', 'compiled']
+
+
+def test_bad_input_in_a_side_ends_with_one_sentence(run_script):
+    done = run_script('tools.benchmark', 'cifar', '--batch_size', 6000, '--device', 'cpu')
+    assert (done.returncode, done.stdout) == (2, '')
+    errors = [line for line in done.stderr.splitlines() if 'error' in line or 'Traceback' in line]
+    assert len(errors) == 1 and '6000' in errors[0]
 
 
 def test_imagenet_prints_one_strict_json_object(report_of):
-    got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--no_memory', '--device', 'cpu')
+    got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--device', 'cpu')
     assert (got['dtype'], got['baseline_dtype'], got['batch'], got['image_size']) == ('float', 'float', 2, 64)
     assert list(got['cases']) == ['at', 'student', 'teacher']
     assert [name for name, case in got['cases'].items() if 'flops' in case] == ['at', 'student']
-    assert got['peak_memory'] == {}
+    assert list(got['peak_memory']) == list(SIDES)
 
 
 def test_loader_prints_one_strict_json_object(report_of):

@@ -30,20 +30,28 @@ def test_means_and_how_far_they_are_apart():
                    'difference': -1, 'standard_error': 1.1547}  # sqrt((1 + 3) / 3)
 
 
-def test_the_plain_run_is_a_loop_of_momentum_sgd(teacher):
+@pytest.mark.parametrize(('more', 'rates'), [
+    (['--epoch_step', '[2]', '--lr', '0.05'], [[0.05, 0.05], [0.01, 0.01]]),
+    # two batches an epoch, each takes the rate at its middle: after 1/4, 3/4, 5/4 and 7/4 epochs
+    (['--lr_schedule', 'linear', '--lr', '0.04'], [[0.035, 0.025], [0.015, 0.005]]),
+    (['--lr_schedule', 'linear', '--lr', '0.04', '--warmup', '1'], [[0.01, 0.03], [0.03, 0.01]]),
+])
+def test_the_plain_run_is_a_loop_of_momentum_sgd(more, rates, teacher):
     """Beside a loop without Engine, meters and optimizer, by the loss of Eq. 2 as the code writes it."""
     splits = data.load('shapes', '.', CPU, 24)
     real = cifar.parse(['--save', 'nowhere', '--depth', '10', '--teacher_id', str(teacher), '--beta', '1e3',
-                        '--dataset', 'shapes', '--batch_size', '16', '--epochs', '2', '--epoch_step', '[2]',
-                        '--lr', '0.05', '--seed', '3'])
+                        '--dataset', 'shapes', '--batch_size', '16', '--epochs', '2', '--seed', '3',
+                        *more])
     torch.manual_seed(3)
     f_s, student = resnet.wide_resnet(10, 1.0, 10)
     f_t, params = resnet.load(teacher)
     trained = [t.requires_grad_() for name, t in student.items() if 'running' not in name]
     loader = torch.utils.data.DataLoader(accuracy.PlainDataset(splits[0]), 16, shuffle=True)
-    for lr in (0.05, 0.01):
-        momenta = [torch.zeros_like(t) for t in trained]
-        for x, labels in loader:
+    momenta = [torch.zeros_like(t) for t in trained]
+    for of_epoch in rates:
+        if '--epoch_step' in more:  # steps begin with fresh momentum, as published
+            momenta = [torch.zeros_like(t) for t in trained]
+        for lr, (x, labels) in zip(of_epoch, loader, strict=True):
             y, maps = f_s(x, student, True)
             loss = F.cross_entropy(y, labels)
             for a, b in zip(maps, f_t(x, params, False)[1], strict=True):
@@ -63,10 +71,13 @@ def test_the_plain_run_is_a_loop_of_momentum_sgd(teacher):
 
 def test_both_sides_by_command(teacher, tmp_path):
     done = call(benchmark, 'accuracy', '--teacher_id', teacher.name, '--seeds', '[1,2]', '--max_images', 16,
-                '--batch_size', 8, '--epochs', 1, '--epoch_step', '[]', '--device', 'cpu', cwd=tmp_path)
+                '--batch_size', 8, '--epochs', 1, '--lr_schedule', 'linear', '--fast', '--dtype', 'float',
+                '--device', 'cpu', cwd=tmp_path)
     assert done.status == 0, done.err
     got = strictly(done.out)
     assert (got['seeds'], got['images'], got['dataset']) == ([1, 2], [16, 16], 'shapes')
+    assert (got['dtype'], got['compile'], got['lr_schedule'], got['epoch_step']) == (
+        'float', False, 'linear', [])
     errors = got['errors']['ours'] + got['errors']['baseline']
     assert len(errors) == 4 and all(0 <= e <= 100 and e * 16 % 100 == 0 for e in errors)
     assert done.err.count('test error') == 2 and list(tmp_path.iterdir()) == [teacher]
@@ -79,6 +90,23 @@ def test_options_are_those_of_the_script(tmp_path):
     assert (real.depth, real.width, real.beta, real.seed, real.lr) == (16, 1, 1e3, 7, 0.1)
     assert (real.teacher_id, real.dataroot, real.epoch_step) == ('some/run', 'a b', [3, 4])
     assert (real.dtype, real.compile, real.max_images) == ('bfloat16', True, 0)
+    assert (real.fast, real.lr_schedule, real.warmup) == (False, 'step', 0)
+
+
+def test_schedule_and_fast_are_those_of_the_script(tmp_path):
+    opt = benchmark.parse(['accuracy', '--teacher_id', 'a', '--fast', '--lr_schedule', 'linear', '--warmup',
+                           '0.5'])
+    real = cifar.parse(accuracy.arguments(opt, 7, tmp_path / 'run'))
+    assert (real.fast, real.dtype, real.lr_schedule, real.warmup, real.epochs) == (True, '', 'linear', 0.5, 4)
+    steps = cifar.parse(accuracy.arguments(benchmark.parse(['accuracy', '--teacher_id', 'a']), 1, tmp_path))
+    assert (steps.dtype, steps.epoch_step) == ('float', accuracy.EPOCH_STEP)
+
+
+@pytest.mark.parametrize(('more', 'names'), [
+    (['--lr_schedule', 'linear', '--epoch_step', '[2]'], '--epoch_step'), (['--warmup', 4], '--warmup')])
+def test_a_schedule_without_meaning_ends_with_one_sentence(more, names, teacher, tmp_path):
+    done = call(benchmark, 'accuracy', '--teacher_id', teacher.name, *more, '--device', 'cpu', cwd=tmp_path)
+    assert (done.status, done.out, len(done.errors)) == (2, '', 1) and names in done.err
 
 
 def test_a_failing_run_ends_with_its_sentence(tmp_path):
@@ -92,6 +120,8 @@ def test_a_failing_run_ends_with_its_sentence(tmp_path):
     (['--teacher_id', 'a', '--seeds', '[1,1]'], 'twice'),
     (['--teacher_id', 'a', '--dataroot', 'data'], '--dataroot'),
     (['--teacher_id', 'a', '--epochs', '0'], '--epochs'),
+    (['--teacher_id', 'a', '--lr_schedule', 'steps'], '--lr_schedule'),
+    (['--teacher_id', 'a', '--warmup', '-1'], '--warmup'),
 ])
 def test_options_without_meaning(arguments, names, capsys):
     with pytest.raises(SystemExit) as end:

@@ -12,16 +12,12 @@ CASE = {'images_per_second': {'ours': 1234.0, 'baseline': 56.78},
 STEP = {'benchmark': 'cifar', 'device_name': 'a CPU', 'commit': '0123456789', 'dtype': 'float',
         'cases': {'at': CASE | {'roofline_ratio': 1.781}, 'loader': CASE},
         'peak_memory': {'ours': 1043173376, 'baseline': 1036083200, 'data_set': 15360000}}
+FAST = STEP | {'dtype': 'bfloat16', 'compile': True, 'cases': {
+    'at': CASE, 'at_float': CASE | {'dtype': 'float', 'compile': False},
+    'at_float_compiled': CASE | {'dtype': 'float', 'compile': True}},
+    'time_to_first_step': {'eager': 12.34, 'compiled': 61.2}}
 LOADER = {'benchmark': 'loader', 'device_name': 'a CPU', 'commit': '89abcdef01-dirty',
           'cases': {'center': CASE}}
-SCALING = {'benchmark': 'scaling', 'device_name': 'a GPU', 'commit': None, 'dtype': 'bfloat16', 'growth': {
-    'width': {'points': [{'value': 1, 'seconds': 0.2, 'flops': 3e9},
-                         {'value': 2, 'seconds': 1.5, 'flops': 12e9}],
-              'exponents': {'seconds': 2.907, 'flops': 2.0}},
-    'depth': {'points': [{'value': 10, 'seconds': 0.1, 'flops': 1e9}],
-              'exponents': {'seconds': None, 'flops': None}}},
-    'data_set': {'points': [{'value': 50000, 'start_seconds': 0.0042, 'epoch_start_seconds': 0.00181,
-                             'quartiles': [0.00175, 0.00201], 'peak_memory': 771444736}]}}
 POINT = {'device_name': 'a CPU, 2 threads', 'runs_per_hour': 119.6, 'quartiles': [110.2, 130],
          'runs_per_hour_with_start': 80.0, 'start_seconds': 12.3, 'peak_memory': 500e6}
 JOBS = {'benchmark': 'jobs', 'dtype': 'float', 'commit': '0123456789', 'best': 2,
@@ -30,16 +26,6 @@ ACCURACY = {'benchmark': 'accuracy', 'device_name': 'a GPU', 'commit': '01234567
             'compile': True, 'dataset': 'CIFAR10', 'images': [50000, 10000], 'epochs': 9, 'seeds': [1, 2, 3],
             'mean': {'ours': 7.934, 'baseline': 8.0}, 'deviation': {'ours': 0.1, 'baseline': 0.2},
             'difference': -0.066, 'standard_error': 0.129}
-RANKS = {'benchmark': 'ranks', 'device_name': 'a CPU', 'commit': '0123456789', 'measured': [
-    {'ranks': 1, 'all_reduce': [], 'fit': None, 'step': {
-        'without': {'seconds': 0.2, 'quartiles': [0.15, 0.3]}}},
-    {'ranks': 2, 'all_reduce': [{'bytes': 65536, 'seconds': 0.00123, 'quartiles': [0.001, 0.0021]}],
-     'fit': {'latency_seconds': 0.00087, 'bytes_per_second': 1.5e9}, 'step': {
-         name: {'seconds': 0.2, 'quartiles': [0.15, 0.3]} for name in ('without', 'with', 'exchange')}}],
-    'assumed': {'link_gbytes': 12.5, 'epochs': 100, 'gpu_images_per_second': 2000.0},
-    'model': {'batch_fixed': [{'gpus': 4, 'batch': 1024, 'step_seconds': 0.1, 'exposed_seconds': 0.0123,
-                               'hours': 3.456, 'gpu_hours': 13.824, 'efficiency': 0.876}]}}
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -58,10 +44,10 @@ def cells(text):
 
 
 def test_a_table_for_each_kind(folder):
-    where = folder(a=JOBS, b=SCALING, c=STEP, d=LOADER)
+    where = folder(a=JOBS, c=STEP, d=LOADER)
     done = call(report, '--benchmarks', 'figures', cwd=where)
     assert (done.status, done.err) == (0, '')
-    speed, growth, data_sets, jobs = cells(done.out)
+    speed, jobs = cells(done.out)
     assert speed == [
         ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
          'times the roofline', 'peak memory, MB (plain)', 'commit'],
@@ -69,29 +55,28 @@ def test_a_table_for_each_kind(folder):
          '0123456'],
         ['a CPU', 'cifar', 'loader', 'float', '1,234', '56.8', '1.31 (1.29-1.36)', '', '', '0123456'],
         ['a CPU', 'loader', 'center', '', '1,234', '56.8', '1.31 (1.29-1.36)', '', '', '89abcde, changed']]
-    assert growth[1:] == [
-        ['a GPU', 'student width 1, 2', 'bfloat16', '0.2 (3), 1.5 (12)', 'x^2.91', 'x^2.00', 'unknown'],
-        ['a GPU', 'student depth 10', 'bfloat16', '0.1 (1)', '', '', 'unknown']]
-    assert data_sets[1:] == [['a GPU', '50,000', '4.2', '1.8 (1.8-2.0)', '771', 'unknown']]
     assert jobs[1:] == [['a CPU, 2 threads', n, 'float', '120 (110-130)', '80', '12', '500', '0123456']
                         for n in ('1', '2 (best)')]
+
+
+def test_fast_has_rows_of_its_choices_and_the_first_step(folder):
+    speed, first = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=FAST)).out)
+    assert [row[2:4] for row in speed[1:]] == [
+        ['at', 'bfloat16, compiled'], ['at_float', 'float'], ['at_float_compiled', 'float, compiled']]
+    assert first[1:] == [['a CPU', 'cifar', 'bfloat16', '12.3', '61.2', '0123456']]
+    assert first[0][-2] == 'compiled'
+
+
+def test_no_compiler_leaves_a_cell_empty(folder):
+    both = folder(a=FAST, b=FAST | {'time_to_first_step': {'eager': 9.0}})
+    _, first = cells(call(report, '--benchmarks', 'figures', cwd=both).out)
+    assert [row[3:5] for row in first[1:]] == [['12.3', '61.2'], ['9.0', '']]
 
 
 def test_errors_over_seeds(folder):
     (_, row), = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=ACCURACY)).out)
     assert row == ['a GPU', 'CIFAR10', '50,000', '9', '3', 'bfloat16, compiled', '7.93 (0.10)', '8.00 (0.20)',
                    '-0.07 (0.13)', '0123456']
-
-
-def test_ranks_and_their_model(folder):
-    reduced, steps, assumed, model = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=RANKS)).out)
-    assert reduced[1:] == [['a CPU', '2', '65,536', '1.2 (1.0-2.1)', '0123456']]
-    ms = '200 (150-300)'
-    assert steps[1:] == [['a CPU', '1', ms, '', '', '', '', '0123456'],
-                         ['a CPU', '2', ms, ms, ms, '0.87', '1.50', '0123456']]
-    assert assumed[1:] == [['`link_gbytes`', '12.5'], ['`epochs`', '100'],
-                           ['`gpu_images_per_second`', '2,000']]
-    assert model[1:] == [['4', '1,024', '256', '100.0', '12.3', '3.46', '14', '0.88']]
 
 
 def test_only_what_there_is(folder):

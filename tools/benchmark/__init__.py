@@ -1,24 +1,24 @@
 """Speed and memory of the real training step and loaders beside a plain baseline, in turns in one run;
-whether both end with the same test errors; how a step grows with its size, how many runs at once are best,
-and what several ranks cost.
+whether both end with the same test errors; how many runs at once are best.
 
-    python -m tools.benchmark cifar
+    python -m tools.benchmark cifar --fast
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --batch_size 64
     python -m tools.benchmark imagenet --dtype bfloat16 --compile --profile trace.json.gz
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
-    python -m tools.benchmark accuracy --teacher_id demo/1/teacher --seeds [1,2,3]
-    python -m tools.benchmark scaling --widths [1,2,4] --batch_sizes [32,64,128]
+    python -m tools.benchmark accuracy --teacher_id demo/1/teacher --fast --lr_schedule linear
     python -m tools.benchmark jobs --jobs [1,2,4]
-    python -m tools.benchmark ranks --ranks [1,2,4]
 
 One JSON line on stdout, progress on stderr. The baseline is what the published code did and many still do:
 PIL images transformed one by one, in worker processes if there are any, float32, channels first, a teacher
-with BN, SGD without fusion, and every metric read in every step. Short blocks of ours and of the baseline
+with BN, SGD without fusion, every metric read in every step, and memory freed to the system as glibc does it.
+For `cifar` and `imagenet` each side has a process of its own. Short blocks of ours and of the baseline
 alternate; a ratio is the median over rounds of ours / baseline in the same round, so that a machine that
 slows down for a while slows down both. `roofline_ratio` is our time over the least time of the step on this
-machine. What `--compile` compiles is compiled before the blocks. Where other programs use the same cores,
-OMP_WAIT_POLICY=passive keeps threads from spinning for one another.
+machine. What `--compile` compiles is compiled before the blocks. `--fast` chooses as for a long run; `cifar`
+then adds what its choices bring one by one (`at_float`, `at_float_compiled`), and the time from the start of
+a process to the end of its first step. Where other programs use the same cores, OMP_WAIT_POLICY=passive
+keeps threads from spinning for one another.
 """
 import argparse
 import json
@@ -27,16 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import options
-from tools.benchmark import accuracy, cifar, imagenet, jobs, loader, ranks, scaling
+from tools.benchmark import accuracy, cifar, imagenet, jobs, loader
 
 COMMANDS = {
     'cifar': (cifar, 'Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'),
     'imagenet': (imagenet, 'Step of imagenet.py on random images in memory: ResNet-34 -> ResNet-18.'),
     'loader': (loader, 'Loader of imagenet.py: image files -> batches for the network.'),
     'accuracy': (accuracy, 'Test errors by cifar.py and by the plain baseline, over seeds.'),
-    'scaling': (scaling, 'How the AT step of cifar.py grows with network, batch and data set.'),
     'jobs': (jobs, 'Runs per hour of cifar.py, several at once.'),
-    'ranks': (ranks, 'All-reduces and steps of several ranks on this CPU; a model of 1 to 64 GPUs.'),
 }
 
 
@@ -52,17 +50,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--seeds {opt.seeds}: a spread needs at least two')
     if opt.command in ('cifar', 'imagenet') and opt.profile and not Path(opt.profile).parent.is_dir():
         parser.error(f'--profile {opt.profile}: there is no folder {Path(opt.profile).parent}; make it first')
-    for name in ('widths', 'depths', 'batch_sizes', 'images', 'jobs', 'ranks', 'bytes'):
-        values = getattr(opt, name, [1])
-        if isinstance(values, list) and not (values and min(values)):
-            parser.error(f'--{name} needs whole numbers from 1')
-    if opt.command == 'scaling' and any(depth % 6 != 4 or depth < 10 for depth in opt.depths):
-        parser.error(f'--depths {opt.depths}: those of wide ResNets are 10, 16, 22, 28, ...')
-    if opt.command == 'scaling' and max(opt.widths) > 1000:
-        parser.error(f'--widths {opt.widths}: {max(opt.widths)} is no width of a network')
-    if opt.command == 'ranks' and any(size % 4 for size in opt.bytes):
-        parser.error(f'--bytes {opt.bytes}: gradients have 4 bytes each, so give multiples of 4')
-    if opt.command in ('imagenet', 'ranks') and opt.image_size < imagenet.SMALLEST:
+    if opt.command == 'jobs' and not (opt.jobs and min(opt.jobs)):
+        parser.error('--jobs needs whole numbers from 1')
+    if opt.command == 'imagenet' and opt.image_size < imagenet.SMALLEST:
         parser.error(f'--image_size {opt.image_size} leaves BN a single pixel: '
                      f'give at least {imagenet.SMALLEST}')
     return opt

@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ import options
 import process
 import resnet
 from data import Sample
-from tools.benchmark import steps
+from tools.benchmark import sides, steps
 from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
 from utils import InputError, Network, Params
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 TESTED = 200  # images in a batch
+EPOCH_STEP = [2, 3, 4]
 
 
 def add_options(parser: options.Parser) -> None:
@@ -38,14 +40,15 @@ def add_options(parser: options.Parser) -> None:
     parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
     parser.add_argument('--max_images', type=options.count, default=0, metavar='N', help='as of cifar.py')
     parser.add_argument('--epochs', type=options.positive_int, default=4)
-    parser.add_argument('--epoch_step', type=options.int_list, default='[2,3,4]')
+    parser.add_argument('--lr_schedule', choices=['step', 'linear', 'cosine'], default='step',
+                        help='as of cifar.py, for both sides')
+    parser.add_argument('--warmup', type=options.weight, default=0.0, metavar='EPOCHS', help='as of cifar.py')
+    parser.add_argument('--epoch_step', type=options.int_list,
+                        help=f'as of cifar.py; None: {EPOCH_STEP} for --lr_schedule step')
     parser.add_argument('--batch_size', type=options.positive_int, default=128)
     parser.add_argument('--workers', type=options.count, default=0,
                         help='processes that load images for the baseline')
-    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
-                        help='arithmetic of our networks; the baseline stays float32')
-    parser.add_argument('--compile', action='store_true', help='compile our step; the baseline is not')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    sides.add_options(parser)
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
@@ -56,34 +59,37 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         train_set, test_set = data.load(opt.dataset, opt.dataroot or '.', device, opt.max_images)
         errors: dict[str, list[float]] = {'ours': [], 'baseline': []}
         for one in real:
-            errors['ours'].append(by_the_script(arguments(opt, one.seed, one.save), Path(one.save)))
+            last = by_the_script(arguments(opt, one.seed, one.save), Path(one.save))
+            errors['ours'].append(round(100 - last['test_acc'], 4))
             errors['baseline'].append(plainly(one, f_t, teacher, train_set, test_set, opt.workers))
             print(f'seed {one.seed}: test error {errors["ours"][-1]:.2f} % by cifar.py, '
                   f'{errors["baseline"][-1]:.2f} % plainly', file=sys.stderr, flush=True)
     return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
-            'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'compile': opt.compile,
+            'threads': torch.get_num_threads(), 'dtype': last['dtype'], 'compile': last['compile'],
             'dataset': opt.dataset, 'images': [len(s.labels) for s in (train_set, test_set)],
-            'batch': opt.batch_size, 'epochs': opt.epochs, 'epoch_step': opt.epoch_step,
+            'batch': opt.batch_size, 'epochs': opt.epochs, 'lr_schedule': opt.lr_schedule,
+            'warmup': opt.warmup, 'epoch_step': real[0].epoch_step if opt.lr_schedule == 'step' else [],
             'seeds': opt.seeds, 'errors': errors, **compared(**errors)}
 
 
 def arguments(opt: argparse.Namespace, seed: int, save: Path | str) -> list[str]:
     """Those of cifar.py."""
     depth, width = STUDENT
+    step = EPOCH_STEP if opt.epoch_step is None and opt.lr_schedule == 'step' else opt.epoch_step
     return list(map(str, [
         '--save', save, '--seed', seed, '--depth', depth, '--width', width, '--teacher_id', opt.teacher_id,
         *CASES['at'], '--dataset', opt.dataset, *['--dataroot', opt.dataroot] * bool(opt.dataroot),
-        '--max_images', opt.max_images, '--epochs', opt.epochs, '--epoch_step', opt.epoch_step,
-        '--batch_size', opt.batch_size, '--dtype', opt.dtype, '--device', opt.device,
-        *['--compile'] * opt.compile]))
+        '--max_images', opt.max_images, '--epochs', opt.epochs, '--batch_size', opt.batch_size,
+        '--lr_schedule', opt.lr_schedule, '--warmup', opt.warmup,
+        *([] if step is None else ['--epoch_step', step]), *sides.of_the_script(opt)]))
 
 
-def by_the_script(arguments: list[str], save: Path) -> float:
-    """Test error in % after the last epoch of a run."""
+def by_the_script(arguments: list[str], save: Path) -> dict[str, Any]:
+    """What the log says of the last epoch of a run."""
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f'cifar.py failed: {(done.stderr.splitlines() or ["no word"])[-1]}')
-    return round(100 - checkpoint.read_log(save / checkpoint.LOG)[-1]['test_acc'], 4)
+    return checkpoint.read_log(save / checkpoint.LOG)[-1]
 
 
 def plainly(real: argparse.Namespace, f_t: Network, teacher: Params, train_set: data.Images,
@@ -94,11 +100,17 @@ def plainly(real: argparse.Namespace, f_t: Network, teacher: Params, train_set: 
     f_s, student = resnet.wide_resnet(real.depth, real.width, data.CLASSES[real.dataset])
     student, teacher = ({name: t.to(device) for name, t in params.items()} for params in (student, teacher))
     loader = DataLoader(PlainDataset(train_set), real.batch_size, shuffle=True, num_workers=workers)
+
+    def batches(epoch: int, optimizer: torch.optim.SGD) -> Iterator[Sample]:
+        for i, (x, labels) in enumerate(loader):
+            optimizer.param_groups[0]['lr'] = options.lr_at(real, epoch, (i + 0.5) / len(loader))
+            yield Sample(x.to(device), labels.to(device), epoch)
+
     for epoch in range(1, real.epochs + 1):
-        if epoch == 1 or epoch in real.epoch_step:
-            lr = {'lr': options.lr_at(real, epoch)}
-            consume = steps.plain_training(argparse.Namespace(**vars(real) | lr), f_s, student, f_t, teacher)
-        consume(Sample(x.to(device), labels.to(device), 1) for x, labels in loader)
+        if epoch == 1 or real.lr_schedule == 'step' and epoch in real.epoch_step:
+            optimizer = steps.plain_sgd(real, student)
+            consume = steps.plain_training(real, optimizer, f_s, student, f_t, teacher)
+        consume(batches(epoch, optimizer))
     wrong = 0
     with torch.no_grad():
         for x, labels in DataLoader(PlainDataset(test_set, augmented=False), TESTED, num_workers=workers):

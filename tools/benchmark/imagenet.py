@@ -5,8 +5,8 @@ first and a teacher with BN. Cases: the step with attention transfer, that of a 
 teacher alone.
 """
 import argparse
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ import options
 import process
 import resnet
 from data import Sample
-from tools.benchmark import measure, roofline, steps
-from tools.benchmark.measure import SIDES, Consumer, Contender
+from tools.benchmark import measure, roofline, sides, steps
+from tools.benchmark.measure import Consumer
+from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
 from utils import Network, Params
 
@@ -34,33 +35,23 @@ def add_options(parser: options.Parser) -> None:
     parser.add_argument('--batch_size', type=options.positive_int, help='None: 16 on a CPU, 256 on CUDA')
     parser.add_argument('--image_size', type=options.positive_int, default=images.SIZE, help='in pixels')
     measure.add_blocks(parser, steps=3, rounds=5)
-    measure.add_ours(parser)
+    measure.add_profile(parser)
+    sides.add_options(parser)
 
 
 def run(opt: argparse.Namespace) -> dict[str, Any]:
-    device = devices.device(real_options(opt, 'at'))
-    opt.batch_size = opt.batch_size or BATCH_SIZE[device.type]
-    memory = {} if opt.no_memory else measure.memory_of_sides(peak_memory, opt)
-    consumers = {(case, side): (ours if side == 'ours' else plain)(opt, case, device)
-                 for case in CASES for side in SIDES}
-    sample = batch(opt, 'ours', device)
-    learning = {case: consumers[case, 'ours'] for case in CASES if case != 'teacher'}
-    compile_seconds = measure.compiled(learning, [sample]) if opt.compile else {}
-    if opt.profile:
-        measure.profile(opt.profile, (sample for _ in itertools.count()), learning['at'], device)
-    machine = roofline.machine(device, opt.dtype)
-    blocks = measure.alternate({key: contender(opt, key[1], device, consume)
-                                for key, consume in consumers.items()}, opt.rounds)
+    cuda = devices.cuda_devices(real_options(opt, 'at'))
+    opt = sides.replaced(opt, batch_size=opt.batch_size or BATCH_SIZE['cuda' if cuda else 'cpu'])
+    with sides.started(prepare, opt) as found:
+        blocks = measure.alternate(sides.contenders(found), opt.rounds)
+    facts, plain = found['ours'].facts, found['baseline'].facts
     cases = measure.summary(blocks)
-    for case in learning:
-        counted = roofline.operations(real_options(opt, case), steps.folded(networks(case)), opt.batch_size,
-                                      opt.image_size)
-        cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, machine)
-    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
-            'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'baseline_dtype': 'float',
-            'batch': opt.batch_size, 'image_size': opt.image_size, 'steps': opt.steps, 'rounds': opt.rounds,
-            'compile': opt.compile, 'compile_seconds': compile_seconds, **machine.figures(), 'cases': cases,
-            'peak_memory': memory}
+    for case, counted in facts['operations'].items():
+        cases[case] |= roofline.beside(blocks[case]['ours'], opt.batch_size, counted, facts['machine'])
+    return {'benchmark': opt.command, **facts['described'], 'batch': opt.batch_size,
+            'image_size': opt.image_size, 'steps': opt.steps, 'rounds': opt.rounds,
+            'compile_seconds': facts['compile_seconds'], **facts['machine'].figures(), 'cases': cases,
+            'peak_memory': facts['peak_memory'] | plain['peak_memory']}
 
 
 def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
@@ -69,14 +60,43 @@ def real_options(opt: argparse.Namespace, case: str) -> argparse.Namespace:
     Only lr is lower: it costs no time, and the usual one might not bear labels by chance.
     """
     learns = ['--teacher_params', 'random', '--beta', '1e+3'] if case == 'at' else []
-    return imagenet.parse(['--imagenetpath', 'nowhere', *learns, '--lr', '1e-4',
-                           '--device', opt.device, '--dtype', opt.dtype, *['--compile'] * opt.compile])
+    return imagenet.parse(['--imagenetpath', 'nowhere', *learns, '--lr', '1e-4', *sides.of_the_script(opt)])
 
 
-def contender(opt: argparse.Namespace, side: str, device: torch.device, consume: Consumer) -> Contender:
-    """Each call measures a block after a step as a warm-up."""
-    sample = batch(opt, side, device)
-    return lambda: measure.images_per_second((sample for _ in itertools.count()), consume, 1, opt.steps)
+# --- the process of each side -----------------------------------------------------------------------------
+
+
+def prepare(opt: argparse.Namespace, side: str) -> Prepared:
+    """The cases of a side. The step with AT is first: its peak of memory is then that of the process."""
+    opt, device = sides.ready(opt, side, real_options)
+    sample, seconds, peaks, contenders = batch(opt, side, device), {}, {}, {}
+    for case in CASES:
+        consume = (ours if side == 'ours' else plain)(opt, case, device)
+        if opt.compile and case != 'teacher':
+            seconds[case] = measure.compiled(case, consume, [sample])
+        contenders[case] = partial(block, sample, consume, opt.steps)
+        if case == 'at':
+            block(sample, consume, 1)
+            peaks[side] = process.peak_memory(device)
+            if opt.profile and side == 'ours':
+                measure.profile(opt.profile, endless(sample), consume, device)
+    facts = {'peak_memory': peaks}
+    if side == 'ours':
+        counted = {case: roofline.operations(real_options(opt, case), steps.folded(networks(case)),
+                                             opt.batch_size, opt.image_size) for case in ('at', 'student')}
+        facts |= {'described': sides.described(opt, device), 'compile_seconds': seconds,
+                  'operations': counted, 'machine': roofline.machine(device, opt.dtype)}
+    return Prepared(contenders, facts)
+
+
+def block(sample: Sample, consume: Consumer, n: int) -> float:
+    """Images/s of n steps, after one as a warm-up."""
+    return measure.images_per_second(endless(sample), consume, 1, n)
+
+
+def endless(sample: Sample) -> Iterator[Sample]:
+    while True:
+        yield sample
 
 
 def batch(opt: argparse.Namespace, side: str, device: torch.device) -> Sample:
@@ -107,7 +127,9 @@ def plain(opt: argparse.Namespace, case: str, device: torch.device) -> Consumer:
     teacher = {name: t.to(device) for name, t in teacher.items()}
     if case == 'teacher':
         return forward(f_t, teacher, device, 'float')
-    return steps.plain_training(real_options(opt, case), f_s, student, f_t, teacher, imagenet.TOPK)
+    real = real_options(opt, case)
+    optimizer = steps.plain_sgd(real, student)
+    return steps.plain_training(real, optimizer, f_s, student, f_t, teacher, imagenet.TOPK)
 
 
 def forward(f: Network, params: Params, device: torch.device, dtype: str) -> Consumer:
@@ -124,11 +146,3 @@ def forward(f: Network, params: Params, device: torch.device, dtype: str) -> Con
         return wait(map(computed, batches))
 
     return consume
-
-
-def peak_memory(opt: argparse.Namespace, side: str) -> dict[str, int]:
-    """{side: bytes} at most in AT steps: allocated on CUDA, else resident in the process."""
-    device = devices.device(real_options(opt, 'at'))
-    opt = argparse.Namespace(**vars(opt) | {'steps': 1})
-    contender(opt, side, device, (ours if side == 'ours' else plain)(opt, 'at', device))()
-    return {side: process.peak_memory(device)}

@@ -1,10 +1,8 @@
 """Blocks of ours and of the baseline in turns, and figures from them."""
 import itertools
-import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -29,20 +27,17 @@ def add_blocks(parser: options.Parser, steps: int, rounds: int) -> None:
                         help='blocks of each case and side')
 
 
-def add_ours(parser: options.Parser) -> None:
-    parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
-                        help='arithmetic of our networks; the baseline stays float32')
-    parser.add_argument('--compile', action='store_true', help='compile our step; the baseline is not')
+def add_profile(parser: options.Parser) -> None:
     parser.add_argument('--profile', default='', metavar='FILE',
                         help='write a trace of some of our AT steps, .json or .json.gz for chrome://tracing')
-    parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
 
 
 def alternate(contenders: dict[tuple[str, str], Contender], rounds: int) -> Blocks:
     """A block of each (case, side) in each round, every other round in the reverse order."""
-    found = in_turns(contenders, rounds, 'images/s')
-    return {case: {side: found[case, side] for side in SIDES} for case, _ in contenders}
+    blocks: Blocks = {}
+    for (case, side), speeds in in_turns(contenders, rounds, 'images/s').items():
+        blocks.setdefault(case, {})[side] = speeds
+    return blocks
 
 
 def in_turns(measurements: dict[tuple, Contender], rounds: int, unit: str) -> dict[tuple, list[float]]:
@@ -66,14 +61,12 @@ def images_per_second(batches: Iterator[Sample], consume: Consumer, warm_up: int
         return n / (time.perf_counter() - start)
 
 
-def compiled(consumers: dict[str, Consumer], samples: list[Sample]) -> dict[str, float]:
-    """Seconds of the first step of each case, in which it is compiled, for each size of a batch."""
-    seconds = {}
-    for case, consume in consumers.items():
-        start = time.perf_counter()
-        consume(samples)
-        seconds[case] = rounded(time.perf_counter() - start)
-        print(f'{case} compiled in {seconds[case]} s', file=sys.stderr, flush=True)
+def compiled(name: str, consume: Consumer, samples: list[Sample]) -> float:
+    """Seconds of the first steps, one for each size of a batch, in which they are compiled."""
+    start = time.perf_counter()
+    consume(samples)
+    seconds = rounded(time.perf_counter() - start)
+    print(f'{name} compiled in {seconds} s', file=sys.stderr, flush=True)
     return seconds
 
 
@@ -86,21 +79,6 @@ def profile(path: str, batches: Iterator[Sample], consume: Consumer, device: tor
             consume(itertools.islice(batches, PROFILED))
     trace.export_chrome_trace(path)
     print(f'{PROFILED} steps are traced in {path}', file=sys.stderr, flush=True)
-
-
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """Call before this process grows: on Linux a child's peak begins at what its parent holds then."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def memory_of_sides(peak_memory: Callable[..., dict[str, int]], *arguments: Any) -> dict[str, int]:
-    """What peak_memory(*arguments, side) finds for each side, in a fresh process."""
-    memory = {}
-    for side in SIDES:
-        print(f'peak memory of {side}', file=sys.stderr, flush=True)
-        memory |= in_fresh_process(peak_memory, *arguments, side)
-    return memory
 
 
 # --- blocks -> figures --------------------------------------------------------------------------------
@@ -119,11 +97,6 @@ def spread(values: Iterable[float]) -> Spread:
 
 def rounded(value: float) -> float:
     return float(f'{value:.4g}')
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The e of y = c x^e that fits best: the slope of logarithms. None for a single point."""
-    return rounded(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def summary(blocks: Blocks) -> dict[str, Any]:

@@ -69,11 +69,13 @@ def plain_batches(dataset: Dataset, batch_size: int, workers: int, device: torch
         yield Sample(x.to(device, non_blocking=True), labels.to(device, non_blocking=True), 1)
 
 
-def plain_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
-                   teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
+def plain_sgd(real: argparse.Namespace, student: Params) -> torch.optim.SGD:
     trained = [t.requires_grad_() for name, t in student.items() if 'running' not in name]
-    optimizer = torch.optim.SGD(trained, real.lr, momentum=0.9, weight_decay=real.weight_decay)
+    return torch.optim.SGD(trained, real.lr, momentum=0.9, weight_decay=real.weight_decay)
 
+
+def plain_training(real: argparse.Namespace, optimizer: torch.optim.SGD, f_s: Network, student: Params,
+                   f_t: Network | None, teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
     def attention(x: Tensor) -> Tensor:
         return F.normalize(x.pow(2).mean(1).flatten(1))
 

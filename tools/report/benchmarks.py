@@ -8,21 +8,11 @@ from utils import InputError
 
 SPEED = ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
          'times the roofline', 'peak memory, MB (plain)', 'commit']
-GROWTH = ['machine', 'AT step against', 'dtype', 'seconds (GFLOPs)', 'seconds grow as', 'FLOPs grow as',
-          'commit']
-DATA = ['machine', 'images in memory', 'start, ms', 'start of an epoch, ms (quartiles)', 'peak memory, MB',
-        'commit']
 JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
         'peak memory of a run, MB', 'commit']
 ACCURACY = ['machine', 'data set', 'images', 'epochs', 'seeds', 'dtype', 'error, %: mean (deviation)',
             'plain', 'difference (standard error)', 'commit']
-ALL_REDUCES = ['machine', 'ranks', 'all-reduce, bytes', 'ms (quartiles)', 'commit']
-STEPS = ['machine', 'ranks', 'step alone, ms (quartiles)', 'with exchange, ms (quartiles)',
-         'exchange, ms (quartiles)', 'all-reduce: latency, ms', 'bandwidth, GB/s', 'commit']
-ASSUMED = ['assumed', 'value']
-MODEL = ['modelled: GPUs', 'batch', 'of a GPU', 'step, ms', 'of it waiting, ms', 'hours', 'GPU-hours',
-         'efficiency']
-AXES = {'width': 'student width', 'depth': 'student depth', 'batch_size': 'batch size'}
+FIRST_STEP = ['machine', 'benchmark', 'dtype', 'to the end of the first step, s', 'compiled', 'commit']
 COMPARED = ('cifar', 'imagenet', 'loader')
 
 
@@ -42,14 +32,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, of test errors, growth, data sets, runs at once, and of ranks and
-    the model of many GPUs, as far as there are."""
+    """A table of what has a plain baseline, of starts, test errors and runs at once, as far as there are."""
     parts = [(header, [row for r in results if r['benchmark'] in kinds for row in rows(r)])
              for header, kinds, rows in (
-                 (SPEED, COMPARED, speed), (ACCURACY, ['accuracy'], accuracy),
-                 (GROWTH, ['scaling'], growth), (DATA, ['scaling'], data_sets),
-                 (JOBS, ['jobs'], jobs), (ALL_REDUCES, ['ranks'], all_reduces), (STEPS, ['ranks'], steps),
-                 (ASSUMED, ['ranks'], assumed), (MODEL, ['ranks'], model))]
+                 (SPEED, COMPARED, speed), (FIRST_STEP, ['cifar'], first_step),
+                 (ACCURACY, ['accuracy'], accuracy), (JOBS, ['jobs'], jobs))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
 
@@ -60,11 +47,19 @@ def speed(result: dict[str, Any]) -> list[list[str]]:
         speeds = found['images_per_second']
         over = found.get('roofline_ratio')
         peak = f'{_mb(peaks["ours"])} ({_mb(peaks["baseline"])})' if case == 'at' and 'ours' in peaks else ''
-        rows.append([result['device_name'], result['benchmark'], case, _dtype(result),
+        rows.append([result['device_name'], result['benchmark'], case, _dtype(result | found),
                      _speed(speeds['ours']), _speed(speeds['baseline']),
                      _with_quartiles(found['ratio'], found['ratio_quartiles']),
                      '' if over is None else f'{over:.2f}', peak, _commit(result)])
     return rows
+
+
+def first_step(result: dict[str, Any]) -> list[list[str]]:
+    seconds = result.get('time_to_first_step')
+    if not seconds:
+        return []
+    return [[result['device_name'], result['benchmark'], result['dtype'], f'{seconds["eager"]:.1f}',
+             f'{seconds["compiled"]:.1f}' if 'compiled' in seconds else '', _commit(result)]]
 
 
 def accuracy(result: dict[str, Any]) -> list[list[str]]:
@@ -75,61 +70,11 @@ def accuracy(result: dict[str, Any]) -> list[list[str]]:
              f'{result["difference"]:+.2f} ({result["standard_error"]:.2f})', _commit(result)]]
 
 
-def growth(result: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for axis, found in result['growth'].items():
-        points = found['points']
-        values = ', '.join(str(p['value']) for p in points)
-        rows.append([result['device_name'], f'{AXES[axis]} {values}', result['dtype'],
-                     ', '.join(f'{p["seconds"]:.3g} ({p["flops"] / 1e9:.3g})' for p in points),
-                     *(_power(found['exponents'][name]) for name in ('seconds', 'flops')), _commit(result)])
-    return rows
-
-
-def data_sets(result: dict[str, Any]) -> list[list[str]]:
-    return [[result['device_name'], f'{point["value"]:,}', f'{1000 * point["start_seconds"]:.1f}',
-             _ms(point | {'seconds': point['epoch_start_seconds']}),
-             _mb(point['peak_memory']), _commit(result)] for point in result['data_set']['points']]
-
-
 def jobs(result: dict[str, Any]) -> list[list[str]]:
     return [[point['device_name'], f'{point["jobs"]}{" (best)" * (point["jobs"] == result["best"])}',
              result['dtype'], _with_quartiles(point['runs_per_hour'], point['quartiles'], '.0f'),
              f'{point["runs_per_hour_with_start"]:.0f}', f'{point["start_seconds"]:.0f}',
              _mb(point['peak_memory']), _commit(result)] for point in result['points']]
-
-
-def all_reduces(result: dict[str, Any]) -> list[list[str]]:
-    return [[result['device_name'], str(point['ranks']), f'{found["bytes"]:,}', _ms(found), _commit(result)]
-            for point in result['measured'] for found in point['all_reduce']]
-
-
-def steps(result: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for point in result['measured']:
-        fit = point['fit']
-        rows.append([result['device_name'], str(point['ranks']),
-                     *(_ms(point['step'][name], '.0f') if name in point['step'] else ''
-                       for name in ('without', 'with', 'exchange')),
-                     *([f'{1000 * fit["latency_seconds"]:.2f}', f'{fit["bytes_per_second"] / 1e9:.2f}']
-                       if fit else ['', '']), _commit(result)])
-    return rows
-
-
-def assumed(result: dict[str, Any]) -> list[list[str]]:
-    return [[f'`{name}`', f'{value:,.12g}'] for name, value in result['assumed'].items()]
-
-
-def model(result: dict[str, Any]) -> list[list[str]]:
-    return [[str(row['gpus']), f'{row["batch"]:,}', f'{row["batch"] // row["gpus"]}',
-             *(f'{1000 * row[name]:.1f}' for name in ('step_seconds', 'exposed_seconds')),
-             f'{row["hours"]:.2f}', f'{row["gpu_hours"]:.0f}', f'{row["efficiency"]:.2f}']
-            for rows in result['model'].values() for row in rows]
-
-
-def _ms(found: dict[str, Any], form: str = '.1f') -> str:
-    """Of seconds and their quartiles."""
-    return _with_quartiles(1000 * found['seconds'], [1000 * q for q in found['quartiles']], form)
 
 
 def _dtype(result: dict[str, Any]) -> str:
@@ -143,10 +88,6 @@ def _speed(value: float) -> str:
 def _with_quartiles(value: float, quartiles: list[float], form: str = '.2f') -> str:
     low, high = quartiles
     return f'{value:{form}} ({low:{form}}-{high:{form}})'
-
-
-def _power(exponent: float | None) -> str:
-    return '' if exponent is None else f'x^{exponent:.2f}'
 
 
 def _mb(n: float) -> str:
