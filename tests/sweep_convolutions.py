@@ -1,8 +1,8 @@
-"""Compares convolutions of many shapes with float64, in processes of their own: `python -m tests.sweep_convolutions`.
+"""Compares convolutions of many shapes with float64: `python -m tests.sweep_convolutions`, about half an hour.
 
-It finds shapes for which the library is wrong, crashes, hangs or writes past its memory. Each is checked for its
-output, for both gradients, and for the gradients of the input gradient, which gradient-based transfer needs.
-`ONEDNN_MAX_CPU_ISA=AVX2` in the environment shows what a processor without AVX-512 does.
+It finds shapes for which the library is wrong, crashes, hangs or writes past its memory, on this processor. Each
+is checked in a separate process: the output, both gradients, and the gradients of the input gradient, which
+gradient-based transfer needs. `ONEDNN_MAX_CPU_ISA=AVX2` shows what a processor without AVX-512 does.
 """
 import faulthandler
 import itertools
@@ -11,7 +11,6 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ CHANNELS = [*range(1, 18), 24, 32, 64]
 FEW = [1, 3, 8, 15, 16, 17, 64]
 GUARD = 4096  # elements of NaN before and after each input
 
-# glibc aborts at the `free` of memory whose end was overwritten, and new memory holds large numbers, not zeros.
+# glibc aborts at the `free` of memory whose end was overwritten, and fills new memory with large numbers.
 CHECKED = {'LD_PRELOAD': 'libc_malloc_debug.so.0', 'MALLOC_CHECK_': '3', 'MALLOC_PERTURB_': '128'}
 
 
@@ -70,7 +69,7 @@ def ours(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 class Guarded:
-    """A copy of a tensor, of the same layout, between NaN: whatever is read there by mistake is seen, or written."""
+    """A copy of a tensor, in the same layout, between NaN, which show whether its surroundings are used."""
 
     def __init__(self, t: Tensor):
         n = t.numel()
@@ -96,9 +95,11 @@ def check(shape: Shape, convolution) -> str:
     layout = torch.channels_last if shape.layout == 'channels_last' else torch.contiguous_format
     dtype, side = getattr(torch, shape.dtype), -(-shape.size // shape.stride)
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(dims, generator=generator).bfloat16().float().contiguous(memory_format=layout) for dims in (
-        (shape.batch, shape.n_in, shape.size, shape.size), (shape.n_out, shape.n_in, shape.kernel, shape.kernel),
-        (shape.batch, shape.n_out, side, side), (shape.batch, shape.n_in, shape.size, shape.size))]
+    of_x = shape.batch, shape.n_in, shape.size, shape.size
+    of_weight = shape.n_out, shape.n_in, shape.kernel, shape.kernel
+    of_y = shape.batch, shape.n_out, side, side
+    tensors = [torch.randn(dims, generator=generator).bfloat16().float().contiguous(memory_format=layout)
+               for dims in (of_x, of_weight, of_y, of_x)]
     guarded = [Guarded(t) for t in tensors]
     found = results(convolution, [g.tensor for g in guarded], shape.stride, dtype)
     expected = results(library, [t.double() for t in tensors], shape.stride, torch.float64)
@@ -108,7 +109,7 @@ def check(shape: Shape, convolution) -> str:
 
 
 def checked_in_child(shapes: Sequence[Shape], convolution, threads: int) -> tuple[list[str], int]:
-    """What is wrong with each shape up to the one that ended the process, and the signal that ended it or 0."""
+    """What is wrong with each shape before the process ends, and the signal that ends it early, or 0."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -126,7 +127,7 @@ def checked_in_child(shapes: Sequence[Shape], convolution, threads: int) -> tupl
 
 
 def sweep(shapes: Iterable[Shape], convolution) -> Iterator[tuple[Shape, str]]:
-    """Each shape and what is wrong with it, or nothing. A group that does not end well is checked one by one."""
+    """Each shape and what is wrong with it, or nothing. A group that ends early is checked one by one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # forks do not have the other threads
     check(Shape(1, 1, 'contiguous', 'float32', 1, 1, 1, 1), library)  # the first time takes a second, once
@@ -150,7 +151,7 @@ def table(checked: Iterable[tuple[Shape, str]]) -> tuple[list[str], int]:
     for shape, wrong in checked:
         rows[shape[:5]][wrong] += 1
     bad = {key: counts for key, counts in rows.items() if counts.keys() != {''}}
-    lines = ['| kernel | stride | layout | dtype | channels in | shapes | not right |', '|---|---|---|---|---|---|---|']
+    lines = ['| kernel | stride | layout | dtype | channels in | shapes | not right |', '|---' * 7 + '|']
     for key, counts in bad.items():
         what = '; '.join(f'{n} {wrong}' for wrong, n in sorted(counts.items()) if wrong)
         lines.append(f'| {" | ".join(map(str, key))} | {counts.total()} | {what} |')
@@ -161,12 +162,13 @@ def table(checked: Iterable[tuple[Shape, str]]) -> tuple[list[str], int]:
 
 def main() -> None:
     parser = options.Parser('Compare convolutions with float64.')
-    parser.add_argument('--ours', action='store_true', help="1x1 convolutions by utils.conv1x1, not by torch")
+    parser.add_argument('--ours', action='store_true', help='1x1 convolutions by utils.conv1x1, not by torch')
     parser.add_argument('--short', action='store_true', help='a few shapes of narrow networks')
     opt = parser.parse_args()
     if 'MALLOC_CHECK_' not in os.environ:
-        os.execve(sys.executable, [*sys.orig_argv], os.environ | CHECKED)
-    lines, n_wrong = table(sweep(short_shapes() if opt.short else all_shapes(), ours if opt.ours else library))
+        os.execve(sys.executable, sys.orig_argv, os.environ | CHECKED)
+    shapes = short_shapes() if opt.short else all_shapes()
+    lines, n_wrong = table(sweep(shapes, ours if opt.ours else library))
     print('\n'.join(lines))
     sys.exit(n_wrong > 0)
 
