@@ -1,8 +1,8 @@
-"""Compares convolutions of many shapes with float64: `python -m tests.sweep_convolutions`, about half an hour.
+"""Compares convolutions of many shapes with float64: `python -m tests.sweep_convolutions`, half an hour.
 
-It finds shapes for which the library is wrong, crashes, hangs or writes past its memory, on this processor. Each
-is checked in a separate process: the output, both gradients, and the gradients of the input gradient, which
-gradient-based transfer needs. `ONEDNN_MAX_CPU_ISA=AVX2` shows what a processor without AVX-512 does.
+It finds shapes for which the library is wrong, crashes, hangs or writes past its memory on this processor.
+Each is checked in a separate process: the output, both gradients, and the gradients of the input gradient,
+which gradient-based transfer needs. `ONEDNN_MAX_CPU_ISA=AVX2` shows what a processor without AVX-512 does.
 """
 import faulthandler
 import itertools
