@@ -62,7 +62,7 @@ def post_activation(blocks: Sequence[int]) -> Network:
         y = F.relu(conv(x, params, base + '.conv0', stride, padding=1), inplace=True)
         y = conv(y, params, base + '.conv1', padding=1)
         if base + '.conv_dim.weight' in params:
-            x = conv(x, params, base + '.conv_dim', stride)
+            x = utils.conv1x1(x, params[base + '.conv_dim.weight'], stride, params[base + '.conv_dim.bias'])
         return F.relu(y + x, inplace=True)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -96,7 +96,7 @@ def pre_activation(blocks: Sequence[int]) -> Network:
         y = affine_relu(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1')
         y = F.conv2d(y, params[base + '.conv1'], padding=1)
         shortcut = params.get(base + '.conv_dim')
-        return y + (x if shortcut is None else F.conv2d(o, shortcut, stride=stride))
+        return y + (x if shortcut is None else utils.conv1x1(o, shortcut, stride))
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         if base + 'affine0.a' in params:  # for ImageNet

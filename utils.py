@@ -320,10 +320,10 @@ class Module(nn.Module):
 def conv1x1(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:
     """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding.
 
-    With fewer than 8 channels it is a matrix product: oneDNN's weight gradient for channels last would
-    never return on a CPU with AVX2 (seen with torch 2.15).
+    With fewer than 16 input channels, x is subsampled first, and the convolution has stride 1: there, oneDNN
+    in torch 2.15 computes the strided weight gradient in too little memory (channels last, float32; below 16
+    channels with AVX-512, below 8 with AVX2). It crashed, gave wrong gradients, or never returned.
     """
-    if weight.shape[1] < 8:
-        y = torch.einsum('oc,nchw->nohw', weight.flatten(1), x[:, :, ::stride, ::stride])
-        return y if bias is None else y + bias[:, None, None]
-    return F.conv2d(x, weight, bias, stride=stride)
+    if weight.shape[1] < 16:
+        x, stride = x[:, :, ::stride, ::stride], 1
+    return F.conv2d(x, weight, bias, stride)
