@@ -17,7 +17,6 @@ from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter
 from tqdm import tqdm
 
-import checkpoint
 import data
 import devices
 import images
@@ -25,6 +24,7 @@ import options
 import process
 import resnet
 import utils
+import weights
 from checkpoint import Folder
 from data import Sample
 from method import ADAPTOR, Method, Output
@@ -39,8 +39,9 @@ Loader = data.Loader | images.Loader
 
 def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
     """A trained network, which must know the classes of the data set; prints what it is."""
-    f, params = resnet.load(path)
-    trained_on = checkpoint.dataset_of(path)
+    with devices.first_rank_first():  # which downloads it
+        f, params = resnet.load(path)
+    trained_on = weights.dataset_of(path)
     if trained_on not in (None, dataset):
         raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
                          'give the same --dataset to both')

@@ -15,6 +15,7 @@ import data
 import resnet
 import training
 import utils
+import weights
 from tests.fuzz import mutate, pickles, tensors
 from tests.fuzz.pickles import Raw, called, named, tensor
 from tests.fuzz.sandbox import Target
@@ -50,7 +51,7 @@ def run_checkpoint(case: bytes, folder: Path) -> None:
             errors.append(e)
         return None
 
-    name = checkpoint.dataset_of(run)
+    name = weights.dataset_of(run)
     assert name is None or isinstance(name, str), f'the data set is {type(name).__name__}'
     attempt(resnet.load, run / checkpoint.MODEL)
     found = attempt(checkpoint.Folder, opt)
