@@ -35,7 +35,8 @@ def add_options(parser: options.Parser) -> None:
     parser.add_argument('--teacher_id', required=True, metavar='RUN', help='as of cifar.py')
     parser.add_argument('--seeds', type=options.int_list, default='[1,2,3,4,5]')
     parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
-    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
+                        help='where CIFAR lies; . by default')
     parser.add_argument('--max_images', type=options.count, default=0, metavar='N', help='as of cifar.py')
     parser.add_argument('--epochs', type=options.positive_int, default=4)
     parser.add_argument('--epoch_step', type=options.int_list, default='[2,3,4]')

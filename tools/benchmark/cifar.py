@@ -33,7 +33,8 @@ MEMORY_STEPS = 4
 
 def add_options(parser: options.Parser) -> None:
     parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
-    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
+                        help='where CIFAR lies; . by default')
     parser.add_argument('--batch_size', type=options.positive_int, default=128)
     measure.add_blocks(parser, steps=10, rounds=7)
     parser.add_argument('--workers', type=options.positive_int, default=4,

@@ -33,7 +33,7 @@ def add_ours(parser: options.Parser) -> None:
     parser.add_argument('--dtype', choices=['float', 'bfloat16'], default='float',
                         help='arithmetic of our networks; the baseline stays float32')
     parser.add_argument('--compile', action='store_true', help='compile our step; the baseline is not')
-    parser.add_argument('--profile', default='', metavar='FILE',
+    parser.add_argument('--profile', type=options.path, default='', metavar='FILE',
                         help='write a trace of some of our AT steps, .json or .json.gz for chrome://tracing')
     parser.add_argument('--no_memory', action='store_true', help='leave out the peaks, of a process each')
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
