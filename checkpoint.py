@@ -91,10 +91,24 @@ def read(path: Path | str) -> Any:
     try:
         _check(Path(path))
         with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
-            return torch.load(path, map_location='cpu', weights_only=True)
+            state = torch.load(path, map_location='cpu', weights_only=True)
+        _drop_attributes(state)
+        return state
     except Exception as e:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
         raise refusal(path, e, 'is no whole file of weights: it is truncated, or holds more than tensors and '
                                'plain values, which is refused because loading it could run code') from None
+
+
+def _drop_attributes(state: Any) -> None:
+    """Drop what a file gives an OrderedDict beyond its content: `items` or `get` would hide the method."""
+    seen, left = set(), [state]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            for name in getattr(value, '__dict__', {}).keys() - {'dataset', '_metadata'}:
+                del vars(value)[name]
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _check(path: Path) -> None:

@@ -88,17 +88,17 @@ def unwrap(state: Any) -> Any:
     """
     if not isinstance(state, dict):
         return state
-    inner = {key: value for key, value in dict.items(state) if _is_network(value)}
+    inner = {key: value for key, value in state.items() if _is_network(value)}
     if inner:
         keys = [key for key in NESTED if key in inner] or list(inner)
         if len(inner) > 1 and keys[0] not in NESTED:
             return state
-        state = dict(dict.items(inner[keys[0]]))  # a file can give an OrderedDict an attribute `items`
+        state = dict(inner[keys[0]])
         if keys[0] == 'params' and 'stats' in inner:
-            state |= dict.items(inner['stats'])
+            state |= inner['stats']
     elif not _is_network(state):
         return state
-    found = {name: t for name, t in dict.items(state) if t.dim() or t.is_floating_point() or t.is_complex()}
+    found = {name: t for name, t in state.items() if t.dim() or t.is_floating_point() or t.is_complex()}
     for _ in range(4):  # as in 'module._orig_mod.student.'
         prefix = next(iter(found), '').partition('.')[0] + '.'
         if any(name.startswith('student.') for name in found):
@@ -111,7 +111,7 @@ def unwrap(state: Any) -> Any:
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and len(value) > 0 and all(
-        isinstance(name, str) and isinstance(t, Tensor) for name, t in dict.items(value))
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in value.items())
 
 
 def _text(value: Any) -> str | None:
@@ -190,7 +190,7 @@ def _mistaken(head: bytes) -> str:
 
 def _float32(found: Any, path: Path) -> Params:
     if not _is_network(found):
-        other = [f'{key!r} of {type(value).__name__}' for key, value in dict.items(found)
+        other = [f'{key!r} of {type(value).__name__}' for key, value in found.items()
                  if isinstance(key, str) and not isinstance(value, Tensor)] if isinstance(found, dict) else []
         raise InputError(f'{path} holds no dictionary of tensors by name'
                          + f', but {", ".join(other[:5])}: save the network alone' * bool(other))
@@ -216,8 +216,8 @@ def _check_claim(n_bytes: int, path: Path) -> None:
 def _torch(path: Path) -> tuple[Any, str | None]:
     """What is in the file; the data set is in the options of a run, or an attribute of exported tensors."""
     state = checkpoint.read(path)
-    known = dict.get(state, 'options') if isinstance(state, dict) else None
-    name = dict.get(known, 'dataset') if isinstance(known, dict) else getattr(state, 'dataset', None)
+    known = state.get('options') if isinstance(state, dict) else None
+    name = known.get('dataset') if isinstance(known, dict) else getattr(state, 'dataset', None)
     return state, _text(name)
 
 

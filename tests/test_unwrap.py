@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+import checkpoint
 import resnet
 import utils
 import weights
@@ -130,11 +131,16 @@ class Attributes:
 
 @pytest.mark.parametrize('name', ['items', 'keys', 'values', 'get', '__iter__', 'dataset'])
 def test_attributes_that_hide_methods(tmp_path, name):
-    params = some_params()
-    for content in (params, {'options': {'dataset': 'CIFAR10'}, 'params': Attributes(params, **{name: 5})}):
-        torch.save(Attributes(content, **{name: 5}), tmp_path / 'weights')
-        assert equal(weights.read(tmp_path / 'weights'), params)
-        assert weights.dataset_of(tmp_path / 'weights') in (None, 'CIFAR10')
+    params, path = some_params(), tmp_path / 'model.pt7'
+    hostile = Attributes(params, **{name: 5})
+    options = Attributes({'dataset': 'CIFAR10'}, **{name: 5})
+    state = {'options': options, 'epoch': 3, 'params': hostile, 'more': [({'x': hostile},)]}
+    for content in (hostile, Attributes(state, **{name: 5})):
+        torch.save(content, path)
+        assert equal(weights.read(path), params)
+        assert weights.dataset_of(path) == (None if content is hostile else 'CIFAR10')
+        with pytest.raises(InputError, match='no checkpoint'):
+            checkpoint.Folder(argparse.Namespace(save=tmp_path, resume='auto'))
 
 
 # --- what is in the way ----------------------------------------------------------------------------------
