@@ -18,6 +18,7 @@ import process
 import resnet
 import training
 import utils
+import weights
 from method import adaptors, evaluation_step, training_step
 from training import fast
 from utils import InputError, Network, Params
@@ -34,11 +35,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help='times 16, 32, 64 channels; of a NIN the channels (thin 96, wide 192)')
     group.add_argument('--no_bn', action='store_true', help='a NIN with biases in place of BN')
     group.add_argument('--no_pool_relu', action='store_true', help='a NIN without ReLU before pooling')
-    group.add_argument('--teacher_id', default='', metavar='RUN',
-                       help="the teacher: a run's name under logs/, its folder, or a file of weights")
+    group.add_argument('--teacher_id', type=options.path, default='', metavar='RUN',
+                       help="the teacher: a run's name under logs/, its folder, or weights (file or address)")
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
-    group.add_argument('--dataroot', '--data_root', default='.', metavar='FOLDER',
+    group.add_argument('--dataroot', '--data_root', type=options.path, default='.', metavar='FOLDER',
                        help='where CIFAR lies or is downloaded to')
     group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
                        help='random crop and mirror, or mirror only')
@@ -142,8 +143,10 @@ def loader(split: data.Images, batch_size: int, seed: int | None = None, augment
                        devices.ranks(), flip=augment != 'none')
 
 
-def find_teacher(name: str) -> Path:
-    """The run or file that --teacher_id names, under logs/ first."""
+def find_teacher(name: str) -> Path | str:
+    """The run, file or address that --teacher_id names, under logs/ first."""
+    if weights.is_address(name):
+        return name
     for path in (Path('logs', name), Path(name)):
         if path.exists():
             return path

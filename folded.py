@@ -6,6 +6,7 @@
 """
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -115,14 +116,16 @@ def pre_activation(blocks: Sequence[int]) -> Network:
     return f
 
 
-def pre_activation_params(blocks: Sequence[int], width: float, num_classes: int) -> Params:
-    """Tensors of the form of resnet-18-at-export: 56 of them, 11,687,720 parameters, for ResNet-18."""
+def pre_activation_params(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> Params:
+    """Tensors of the form of resnet-18-at-export: 56 of them, 11,687,720 parameters, for ResNet-18.
+
+    `channels` of the first convolution and of the groups: (64, 64, 128, 256, 512) there.
+    """
     def affine(n: int) -> Params:
         return {'a': torch.ones(n), 'b': torch.zeros(n)}
 
-    widths = [int(n * width) for n in (64, 128, 256, 512)]
-    params: dict[str, Any] = {'conv0': utils.conv_params(3, 64, 7), 'affine0': affine(64)}
-    for g, (n_in, n_out) in enumerate(zip([64, *widths[:3]], widths, strict=True)):
+    params: dict[str, Any] = {'conv0': utils.conv_params(3, channels[0], 7), 'affine0': affine(channels[0])}
+    for g, (n_in, n_out) in enumerate(pairwise(channels)):
         params[f'group{g}'] = {}
         for b in range(blocks[g]):
             block: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3),
@@ -130,9 +133,9 @@ def pre_activation_params(blocks: Sequence[int], width: float, num_classes: int)
             if g or b:
                 block['affine0'] = affine(n_in)
             block['affine1'] = affine(n_out)
-            if n_in != n_out:
+            if g and not b or n_in != n_out:  # a stride, or other channels
                 block['conv_dim'] = utils.conv_params(n_in, n_out, 1)
             params[f'group{g}'][f'block{b}'] = block
             n_in = n_out
-    params |= {'affine_last': affine(widths[3]), 'fc': utils.linear_params(widths[3], num_classes)}
+    params |= {'affine_last': affine(channels[-1]), 'fc': utils.linear_params(channels[-1], num_classes)}
     return utils.flatten(params)

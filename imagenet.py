@@ -5,7 +5,6 @@
     python imagenet.py --dataset cub --dataroot ~/CUB_200_2011 --finetune torchvision:resnet18
 """
 import argparse
-import os
 import re
 import sys
 
@@ -22,6 +21,7 @@ import resnet
 import splits
 import training
 import utils
+import weights
 from method import adaptors, evaluation_step, training_step
 from training import fast
 from utils import InputError, Network, Params
@@ -36,15 +36,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group = parser.add_argument_group('model')
     group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18)
     group.add_argument('--width', type=options.positive, default=1.0, help='times 64, 128, 256, 512 channels')
-    group.add_argument('--teacher_params', default='', metavar='FILE',
+    group.add_argument('--teacher_params', type=options.path, default='', metavar='FILE',
                        help="the teacher: a file of weights, a run's folder, or torchvision:resnet34")
-    group.add_argument('--finetune', default='', metavar='FILE',
+    group.add_argument('--finetune', type=options.path, default='', metavar='FILE',
                        help='weights to begin with: the head is replaced, BN stays as it is')
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: the first groups and the layers before stay as they are')
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=splits.DATASETS, default='imagenet')
-    group.add_argument('--imagenetpath', '--dataroot', default='', metavar='FOLDER',
+    group.add_argument('--imagenetpath', '--dataroot', type=options.path, default='', metavar='FOLDER',
                        help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
     group.add_argument('--skip_damaged', action='store_true',
                        help='take another image for a damaged one, and count it, rather than stop')
@@ -60,7 +60,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         opt = options.parse(parser, arguments)
     if not opt.imagenetpath:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
-    opt.imagenetpath = os.path.expanduser(opt.imagenetpath)  # as it is where there is no such user
     if not opt.evaluate and not opt.save:
         losses = ''.join(f'_{loss.name}' for loss in method.active(opt))
         opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
@@ -91,8 +90,7 @@ def main() -> None:
 
         if opt.evaluate:
             opt = fast.chosen(opt, device, steps=0)
-            with devices.first_rank_first():  # which downloads the weights
-                f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
+            f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
             result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
             damaged, = training.n_damaged(test_loader)
             process.print_first(
@@ -115,8 +113,7 @@ def main() -> None:
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_params:
-            with devices.first_rank_first():
-                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
+            f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
         student |= adaptors(opt, f_s, student, f_t, teacher)
         student = devices.to_device(student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
@@ -149,17 +146,18 @@ def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, c
 
 
 def pretrained(path: str, fresh: Params) -> Params:
-    """Tensors of a trained network with the head of a fresh one, which must be all that differs."""
-    _, params = resnet.load(path)
+    """Tensors of a trained network, with or without a head, and the head of a fresh one."""
+    head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
+    found = weights.read(path)
+    if not head.keys() <= found.keys():
+        found = {name: t for name, t in found.items() if name not in head} | head
+    _, params = resnet.network(found, path)
     if not devices.rank():
         print(f'{path}: {resnet.describe(params)}')
-    head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
-    body = {name: t for name, t in params.items() if name not in head}
-    if fresh.keys() - body.keys() != head.keys() or body.keys() - fresh.keys() or any(
-            t.shape != fresh[name].shape for name, t in body.items()):
+    if {name: t.shape for name, t in (params | head).items()} != {name: t.shape for name, t in fresh.items()}:
         raise InputError(f'--finetune {path} holds a {resnet.describe(params)}: it must be a ResNet with BN, '
                          'of the --depth and --width given')
-    return body | head
+    return params | head
 
 
 def is_fixed(name: str, freeze: int) -> bool:

@@ -6,8 +6,10 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import devices
@@ -44,6 +46,16 @@ positive = _number(float, lambda v: 0 < v < math.inf, 'a finite number above 0')
 weight = _number(float, lambda v: 0 <= v < math.inf, 'a finite number from 0')
 power = _number(float, lambda v: 1 <= v < math.inf, 'a finite number from 1')
 fraction = _number(float, lambda v: 0 <= v <= 1, 'a number from 0 to 1')
+
+
+def path(text: str) -> str:
+    """A file, folder or address; ~ is expanded here too, since shells leave --save=~/x as it is."""
+    return os.path.expanduser(text)  # as it is where there is no such user
+
+
+def file(text: str) -> Path:
+    """As `path`, for what cannot be an address."""
+    return Path(path(text))
 
 
 def int_list(text: str) -> list[int]:
@@ -92,15 +104,16 @@ def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: li
     group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio,
                        help='step: factor on lr at each of --epoch_step')
     group.add_argument('--seed', type=count, default=1)
-    group.add_argument('--save', default='', metavar='FOLDER', help='where log.txt and model.pt7 go')
-    group.add_argument('--resume', default='', metavar='FILE',
+    group.add_argument('--save', type=path, default='', metavar='FOLDER',
+                       help='where log.txt and model.pt7 go')
+    group.add_argument('--resume', type=path, default='', metavar='FILE',
                        help="checkpoint to go on from; 'auto': that of --save, if there is one")
     group.add_argument('--max_hours', type=positive, default=None, metavar='H',
                        help='stop after an epoch, with status 75, if the next might not end in this time')
     group.add_argument('--tensorboard', action='store_true', help='scalars for TensorBoard, in --save')
     group.add_argument('--evaluate', action='store_true',
                        help='only print loss and error of --student_params, or else of --resume or --save')
-    group.add_argument('--student_params', default='', metavar='FILE',
+    group.add_argument('--student_params', type=path, default='', metavar='FILE',
                        help='a run or file of weights, to --evaluate')
 
 

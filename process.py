@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import shlex
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 import devices
-from utils import InputError
+from utils import InputError, is_out_of_memory
 
 
 class Diverged(Exception):
@@ -75,12 +74,6 @@ def _stop(number: int, _: Any) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
-
-
-def is_out_of_memory(e: Exception) -> bool:
-    """Whether memory, of a device or of this machine, is what was missing."""
-    return isinstance(e, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(e) for words in ("can't allocate memory", 'not enough memory', 'bad_alloc'))
 
 
 def _end(status: int) -> None:
@@ -160,4 +153,5 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held so far: allocated on a CUDA device, else resident in this process."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

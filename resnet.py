@@ -11,6 +11,7 @@ exported form, without BN: the same maps and logits for less work.
 """
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,19 +44,24 @@ def wide_resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Pa
     widths = [int(16 * width), int(32 * width), int(64 * width)]
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a wide ResNet without channels; give at least 0.0625')
+    return _wide_resnet(n, [16, *widths], num_classes)
 
-    def block(n_in: int, n_out: int) -> dict[str, Any]:
+
+def _wide_resnet(n: int, channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
+    """n blocks in each group; `channels` of the first convolution and of the groups."""
+    def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {
             'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3),
             'bn0': utils.bn_params(n_in), 'bn1': utils.bn_params(n_out)}
-        if n_in != n_out:
+        if strided or n_in != n_out:
             params['convdim'] = utils.conv_params(n_in, n_out, 1)
         return params
 
-    params: dict[str, Any] = {'conv0': utils.conv_params(3, 16, 3)}
-    for g, (n_in, n_out) in enumerate(zip([16, *widths[:2]], widths, strict=True)):
-        params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out) for b in range(n)}
-    params |= {'bn': utils.bn_params(widths[2]), 'fc': utils.linear_params(widths[2], num_classes)}
+    params: dict[str, Any] = {'conv0': utils.conv_params(3, channels[0], 3)}
+    for g, (n_in, n_out) in enumerate(pairwise(channels)):
+        params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out, strided=g > 0 and not b)
+                               for b in range(n)}
+    params |= {'bn': utils.bn_params(channels[-1]), 'fc': utils.linear_params(channels[-1], num_classes)}
     return _wide_resnet_function(n), utils.flatten(params)
 
 
@@ -92,25 +98,26 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]
     """
     if depth not in BLOCKS:
         raise InputError(f'a ResNet for ImageNet has depth {" or ".join(map(str, BLOCKS))}, not {depth}')
-    return _resnet(BLOCKS[depth], width, num_classes)
-
-
-def _resnet(blocks: Sequence[int], width: float, num_classes: int) -> tuple[Network, Params]:
     widths = [int(n * width) for n in (64, 128, 256, 512)]
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a ResNet without channels; give at least 1/64')
+    return _resnet(BLOCKS[depth], [64, *widths], num_classes)
 
-    def block(n_in: int, n_out: int) -> dict[str, Any]:
+
+def _resnet(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
+    """`channels` of the first convolution and of the groups."""
+    def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3), 'bn0': utils.bn_params(n_out),
                   'conv1': utils.conv_params(n_out, n_out, 3), 'bn1': utils.bn_params(n_out)}
-        if n_in != n_out:
+        if strided or n_in != n_out:
             params |= {'convdim': utils.conv_params(n_in, n_out, 1), 'bndim': utils.bn_params(n_out)}
         return params
 
-    params = {'conv0': utils.conv_params(3, 64, 7), 'bn0': utils.bn_params(64)}
-    for g, (n_in, n_out) in enumerate(zip([64, *widths[:3]], widths, strict=True)):
-        params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out) for b in range(blocks[g])}
-    params['fc'] = utils.linear_params(widths[3], num_classes)
+    params = {'conv0': utils.conv_params(3, channels[0], 7), 'bn0': utils.bn_params(channels[0])}
+    for g, (n_in, n_out) in enumerate(pairwise(channels)):
+        params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out, strided=g > 0 and not b)
+                               for b in range(blocks[g])}
+    params['fc'] = utils.linear_params(channels[-1], num_classes)
     return _resnet_function(blocks), utils.flatten(params)
 
 
@@ -152,7 +159,7 @@ class Found(NamedTuple):
     """What the names and shapes of tensors tell of their network."""
     family: str
     blocks: tuple[int, ...]  # in each group
-    width: float
+    channels: tuple[int, ...]  # of the first convolution and of the groups; of a NIN its width
     num_classes: int
 
 
@@ -194,12 +201,12 @@ def fields(params: Params) -> dict[str, Any] | None:
     if not params:
         return None
     found = _find(params, 'this dictionary')
-    n = sum(found.blocks)
+    n, last = sum(found.blocks), found.channels[-1]
     if 'NIN' in found.family:
-        return {'kind': 'NIN', 'depth': nin.DEPTH, 'width': found.width}
+        return {'kind': 'NIN', 'depth': nin.DEPTH, 'width': last}
     if 'wide' in found.family:
-        return {'kind': 'WRN', 'depth': 2 * n + 4, 'width': found.width}
-    return {'kind': 'ResNet', 'depth': 2 * n + 2, 'width': found.width}
+        return {'kind': 'WRN', 'depth': 2 * n + 4, 'width': last / 64}
+    return {'kind': 'ResNet', 'depth': 2 * n + 2, 'width': last / 512}
 
 
 def image_size(params: Params) -> int:
@@ -242,16 +249,19 @@ def _find(params: Params, source: str) -> Found:
     if family == 'NIN':  # folded, it is one without BN
         family += '' if any(map(utils.is_statistic, params)) else ' without BN'
         family += ' without ReLU before pooling' if any('.linear2' in name for name in params) else ''
-        return Found(family, (1, 1, 1), output('group0.conv0'), output('fc.weight'))
+        return Found(family, (1, 1, 1), (output('group0.conv0'),), output('fc.weight'))
     wide = 'wide' in family
 
     blocks = []
     for g in range(3 if wide else 4):
         found = {m[1] for name in params if (m := re.match(rf'group{g}\.block(\d+)\.', name))}
         blocks.append(max(len(found), 1))
-    # The last group shows a width most finely: int(16 w) of the first hides its fraction.
-    last = output(f'group{len(blocks) - 1}.block0.conv0')
-    return Found(family, tuple(blocks), last / (64 if wide else 512), output('fc.weight'))
+    if wide:  # a block that one group lacks is then told as missing
+        blocks = [max(blocks)] * 3
+    kernel = '.weight' if family == 'folded ResNet' else ''
+    channels = [output(f'conv0{kernel}')]
+    channels += [output(f'group{g}.block0.conv1{kernel}') for g in range(len(blocks))]
+    return Found(family, tuple(blocks), tuple(channels), output('fc.weight'))
 
 
 def _some(names: Iterable[str]) -> str:
@@ -260,37 +270,35 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _name(found: Found) -> str:
-    n = sum(found.blocks)
+    n, last = sum(found.blocks), found.channels[-1]  # the last group shows a fraction of a width best
     if 'NIN' in found.family:
-        return found.family.replace('NIN', f'NIN of width {found.width:g}')
+        return found.family.replace('NIN', f'NIN of width {last}')
     if 'wide' in found.family:
-        return f'{"folded " if "folded" in found.family else ""}WRN-{2 * n + 4}-{found.width:g}'
-    return f'{found.family}-{2 * n + 2} of width {found.width:g}'
+        return f'{"folded " if "folded" in found.family else ""}WRN-{2 * n + 4}-{last / 64:g}'
+    return f'{found.family}-{2 * n + 2} of width {last / 512:g}'
 
 
 def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
     """The network that was found, and tensors without content of the shapes that it needs."""
-    family, blocks, width, num_classes = found
+    family, blocks, channels, num_classes = found
     try:
         with torch.device('meta'):
             if 'NIN' in family:
-                f, expected = nin.nin(int(width), num_classes, bn='without BN' not in family,
+                f, expected = nin.nin(channels[0], num_classes, bn='without BN' not in family,
                                       pool_relu='without ReLU' not in family)
             elif 'wide' in family:
-                f, expected = wide_resnet(2 * sum(blocks) + 4, width, num_classes)
+                f, expected = _wide_resnet(blocks[0], channels, num_classes)
                 if family.startswith('folded'):
                     f, expected = folded.pre_activation(blocks), fold(expected)
             elif family == 'pre-activation ResNet':
                 f = folded.pre_activation(blocks)
-                expected = folded.pre_activation_params(blocks, width, num_classes)
+                expected = folded.pre_activation_params(blocks, channels, num_classes)
             else:
-                f, expected = _resnet(blocks, width, num_classes)
+                f, expected = _resnet(blocks, channels, num_classes)
                 if not any('.bndim.' in name for name in params):  # as in the published student
                     expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
                 if family.startswith('folded'):
                     f, expected = folded.post_activation(blocks), fold(expected)
-    except InputError as e:
-        raise InputError(f'{source} holds no network of this project: {e}') from None
     except RuntimeError:  # more numbers than torch can count
-        raise InputError(f'{source} holds no network of this project: none is of width {width:g}') from None
+        raise InputError(f'{source} holds no network of this project: none has {channels} channels') from None
     return f, expected

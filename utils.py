@@ -6,6 +6,7 @@
 
 Sections and equations are those of Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017.
 """
+import errno
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,14 @@ def one_line(text: str) -> str:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """Inside, networks compute in --dtype."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
+
+
+def is_out_of_memory(e: Exception) -> bool:
+    """Whether memory, of a device or of this machine, is what was missing."""
+    if isinstance(e, MemoryError | torch.OutOfMemoryError) or getattr(e, 'errno', 0) == errno.ENOMEM:
+        return True
+    return any(words in str(e) for words in ("can't allocate memory", 'not enough memory', 'bad_alloc',
+                                             'Cannot allocate memory', 'memory allocation failed'))
 
 
 def full(x: Tensor) -> Tensor:

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 import checkpoint
+from checkpoint import Unreadable
 from utils import InputError, Params
 
 TORCHVISION = ('resnet18', 'resnet34')
+ADDRESSES = ('torchvision:', 'http://', 'https://')  # how they begin
+NESTED = ('params', 'state_dict', 'model')  # where programs keep a network, if there are other dictionaries
 AGAIN = 'get it again'
 
 
@@ -26,24 +29,93 @@ def read(source: Path | str) -> Params:
     """Tensors by name, float32 and contiguous, on the CPU.
 
     `source`: a run's folder; a file of torch.save, hickle 2 to 5 or safetensors; an address (http, https) of
-    such a file, kept in torch.hub's cache; or torchvision:resnet34, torchvision:resnet18. Of a checkpoint the
-    parameters, of a student and its teacher the student; counters (integers without dimensions) are left out.
+    such a file, kept in torch.hub's cache; or torchvision:resnet34, torchvision:resnet18. `unwrap` finds the
+    network in what the file holds; counters (integers without dimensions) are left out.
     InputError says what anything else is, and what to do.
     """
+    return _read(source)[0]
+
+
+def dataset_of(source: Path | str) -> str | None:
+    """The data set that weights were trained on: from the log or options of a run, or from an export.
+
+    None where nothing names it.
+    """
+    if not is_address(source):
+        path = Path(source)
+        model = path / checkpoint.MODEL if path.is_dir() else path
+        log = model.with_name(checkpoint.LOG)
+        if log.exists() and model.name == checkpoint.MODEL and (epochs := checkpoint.read_log(log)):
+            return _text(epochs[-1].get('dataset'))
+    try:
+        return _read(source)[1]
+    except InputError:
+        return None
+
+
+def is_address(source: Path | str) -> bool:
+    """Whether this is no path of a file or folder."""
+    return str(source).startswith(ADDRESSES)
+
+
+def _read(source: Path | str) -> tuple[Params, str | None]:
+    """The tensors, and the data set that the file names."""
+    if not is_address(source):
+        return _file(_of_run(Path(source)))
     address = str(source)
     if address.startswith('torchvision:'):
         path = _torchvision(address.removeprefix('torchvision:'))
-    elif address.startswith(('http://', 'https://')):
+    else:
         name = re.split('[?#]', address)[0].rsplit('/', 1)[1][-100:]
         # Addresses of two files may end alike.
         path = _download(address, f'{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}')
-    else:
-        return _file(_of_run(Path(source)))
     try:
         return _file(path)
+    except Unreadable:
+        raise
     except InputError as e:
         path.unlink(missing_ok=True)  # half a file, or a page that says why there is none: not to be kept
         raise InputError(f'{source}: {e}') from None
+
+
+def unwrap(state: Any) -> Any:
+    """The tensors of one network, by name, in what a program saved: looks through all that is around them.
+
+    That is a dictionary around them, under 'params', 'state_dict', 'model' or any one name; prefixes that all
+    names share, such as 'module.'; the teacher next to a student; counters, such as 'num_batches_tracked'.
+    Statistics of BN may be under 'stats', as in the published code of 2017. What holds no network is returned
+    as it is.
+    """
+    if not isinstance(state, dict):
+        return state
+    inner = {key: value for key, value in state.items() if _is_network(value)}
+    if inner:
+        keys = [key for key in NESTED if key in inner] or list(inner)
+        if len(inner) > 1 and keys[0] not in NESTED:
+            return state
+        state = dict(inner[keys[0]])
+        if keys[0] == 'params' and 'stats' in inner:
+            state |= inner['stats']
+    elif not _is_network(state):
+        return state
+    found = {name: t for name, t in state.items() if t.dim() or t.is_floating_point() or t.is_complex()}
+    for _ in range(4):  # as in 'module._orig_mod.student.'
+        prefix = next(iter(found), '').partition('.')[0] + '.'
+        if any(name.startswith('student.') for name in found):
+            prefix = 'student.'
+        elif not all(name.startswith(prefix) for name in found) or all(name.count('.') < 2 for name in found):
+            break  # in 'fc.weight' and 'fc.bias' alone, 'fc' is a layer
+        found = {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
+    return found
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 0 and all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in value.items())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 # --- where the file is -----------------------------------------------------------------------------------
@@ -83,21 +155,23 @@ def _download(url: str, name: str, sha256: str | None = None) -> Path:
 # --- what the file is ------------------------------------------------------------------------------------
 
 
-def _file(path: Path) -> Params:
+def _file(path: Path) -> tuple[Params, str | None]:
+    kind = 'weights'
     try:
         with open(path, 'rb') as f:
             head = f.read(200)
-    except OSError as e:
-        raise InputError(f'cannot read the weights {path}: {e.strerror}') from None
-    if head.startswith(b'\x89HDF\r\n\x1a\n'):
-        found = _hickle(path)
-    elif head[8:9] == b'{' and b'\0' in head[:8]:  # the length of the header, and the header
-        found = _safetensors(path)
-    elif head.startswith((b'PK\3\4', b'\x80')):
-        found = _torch(path)
-    else:
-        raise InputError(f'{path} {_mistaken(head)}')
-    return _float32(found, path)
+        if head.startswith(b'\x89HDF\r\n\x1a\n'):
+            kind, (found, dataset) = 'HDF5', _hickle(path)
+        elif head[8:9] == b'{' and b'\0' in head[:8]:  # the length of the header, and the header
+            kind, (found, dataset) = 'safetensors', _safetensors(path)
+        elif head.startswith((b'PK\3\4', b'\x80')):
+            found, dataset = _torch(path)
+        else:
+            raise InputError(f'{path} {_mistaken(head)}')
+        return _float32(unwrap(found), path), dataset
+    except Exception as e:  # damaged bytes raise any: OSError, KeyError, RuntimeError, SafetensorError, ...
+        raise checkpoint.refusal(path, e, f'is no whole file of {kind}: it is truncated or damaged, {AGAIN}'
+                                 ) from None
 
 
 def _mistaken(head: bytes) -> str:
@@ -115,22 +189,18 @@ def _mistaken(head: bytes) -> str:
 
 
 def _float32(found: Any, path: Path) -> Params:
-    if not isinstance(found, dict) or not found or not all(
-            isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()):
-        raise InputError(f'{path} holds no dictionary of tensors by name')
-    found = checkpoint.student(found)
-    if all(name.startswith('module.') for name in found):  # of DataParallel
-        found = {name.removeprefix('module.'): t for name, t in found.items()}
-    params = {}
+    if not _is_network(found):
+        other = [f'{key!r} of {type(value).__name__}' for key, value in found.items()
+                 if isinstance(key, str) and not isinstance(value, Tensor)] if isinstance(found, dict) else []
+        raise InputError(f'{path} holds no dictionary of tensors by name'
+                         + f', but {", ".join(other[:5])}: save the network alone' * bool(other))
     for name, t in found.items():
         if t.layout != torch.strided or t.device.type != 'cpu':
             raise InputError(f'{path} has {name!r} on {t.device} as {t.layout}: only dense tensors are read')
-        if t.is_floating_point():
-            params[name] = t.detach()
-        elif t.dim() or t.is_complex():
+        if not t.is_floating_point():
             raise InputError(f'{path} has {name!r} of {t.dtype}: only floating-point tensors are read')
-    _check_claim(sum(4 * t.numel() for t in params.values()), path)  # many tensors may share few numbers
-    return {name: t.float().contiguous() for name, t in params.items()}
+    _check_claim(sum(4 * t.numel() for t in found.values()), path)  # many tensors may share few numbers
+    return {name: t.detach().float().contiguous() for name, t in found.items()}
 
 
 def _check_claim(n_bytes: int, path: Path) -> None:
@@ -143,35 +213,34 @@ def _check_claim(n_bytes: int, path: Path) -> None:
 # --- by kind ---------------------------------------------------------------------------------------------
 
 
-def _torch(path: Path) -> Any:
-    """{name: tensor} itself, or under 'params' as in checkpoints here, or under 'state_dict'."""
+def _torch(path: Path) -> tuple[Any, str | None]:
+    """What is in the file; the data set is in the options of a run, or an attribute of exported tensors."""
     state = checkpoint.read(path)
-    for name in ('params', 'state_dict'):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            return state[name]
-    return state
+    known = state.get('options') if isinstance(state, dict) else None
+    name = known.get('dataset') if isinstance(known, dict) else getattr(state, 'dataset', None)
+    return state, _text(name)
 
 
-def _safetensors(path: Path) -> Any:
+def _safetensors(path: Path) -> tuple[Any, str | None]:
     try:
-        from safetensors.torch import load
-    except ImportError:
-        raise InputError(f'{path} is of safetensors, which needs: pip install safetensors') from None
-    try:
-        return load(path.read_bytes())
-    except Exception:  # SafetensorError, KeyError of a type of numbers, ...
-        raise InputError(f'{path} is no whole file of safetensors: it is truncated, {AGAIN}') from None
+        from safetensors import safe_open
+    except ModuleNotFoundError:
+        raise Unreadable(f'{path} is of safetensors, which needs: pip install safetensors') from None
+    # Not by `load` of bytes, which never returns if memory ends. The clones are no maps of the file.
+    with safe_open(path, framework='pt') as f:
+        return {name: f.get_tensor(name).clone() for name in f.keys()}, (  # noqa: SIM118
+            f.metadata() or {}).get('dataset')
 
 
-def _hickle(path: Path) -> Any:
+def _hickle(path: Path) -> tuple[Any, str | None]:
     """Arrays of hickle 2 to 5 by plain HDF5; hickle itself would unpickle what the file tells it to.
 
     Key k lies at data_0/k/data_0 (2.x), data_0/'k'/data_0 (3.x), data/'k'/data (4.x) or data/"k" (5.x).
     """
     try:
         import h5py
-    except ImportError:
-        raise InputError(f'{path} is of HDF5, which needs: pip install h5py') from None
+    except ModuleNotFoundError:
+        raise Unreadable(f'{path} is of HDF5, which needs: pip install h5py') from None
 
     def member(group: h5py.Group, name: str) -> Any:
         """None where there is nothing, or a link, which is not followed: it may lead to another file."""
@@ -191,23 +260,21 @@ def _hickle(path: Path) -> Any:
             raise InputError(f'{path} lacks numbers of the array {key!r}: its writing was cut short, {AGAIN}')
         return max(8, dataset.dtype.itemsize) * max(size, math.prod(dataset.chunks or ()))
 
-    try:
-        with h5py.File(path, 'r') as f:
-            inner = 'data_0' if f.id.links.exists(b'data_0') else 'data'
-            top, found = member(f, inner), {}
-            if not isinstance(top, h5py.Group):
-                raise InputError(f'{path} is of HDF5, but no dictionary that hickle 2 to 5 wrote')
-            for key in top:
-                dataset = member(top, key)
-                if isinstance(dataset, h5py.Group):  # up to hickle 4
-                    dataset = member(dataset, inner)
-                name = key[1:-1] if key[0] in '\'"' and key[0] == key[-1] else key
-                found[name] = dataset, check(dataset, key)
-            _check_claim(sum(n_bytes for _, n_bytes in found.values()), path)
-            # Converted while reading, whatever the order of its bytes.
-            return {name: torch.asarray(dataset.astype('f4' if dataset.dtype.kind == 'f' else 'i8')[()])
-                    for name, (dataset, _) in found.items()}
-    except InputError:
-        raise
-    except Exception:  # damaged bytes raise any: OSError, KeyError, RuntimeError, TypeError, ...
-        raise InputError(f'{path} is no whole HDF5 file: it is truncated or damaged, {AGAIN}') from None
+    with h5py.File(path, 'r') as f:
+        inner = 'data_0' if f.id.links.exists(b'data_0') else 'data'
+        top, found, dataset = member(f, inner), {}, None
+        if not isinstance(top, h5py.Group):
+            raise InputError(f'{path} is of HDF5, but no dictionary that hickle 2 to 5 wrote')
+        for key in top:
+            array = member(top, key)
+            if isinstance(array, h5py.Group):  # up to hickle 4
+                array = member(array, inner)
+            name = key[1:-1] if key[0] in '\'"' and key[0] == key[-1] else key
+            found[name] = array, check(array, key)
+        _check_claim(sum(n_bytes for _, n_bytes in found.values()), path)
+        stored = f.attrs.get_id('dataset') if 'dataset' in f.attrs else None
+        if stored and stored.dtype.kind == 'S' and stored.dtype.itemsize < 100 and not stored.shape:
+            dataset = f.attrs['dataset'].decode('utf-8', 'replace')
+        # Converted while reading, whatever the order of its bytes.
+        return {name: torch.asarray(array.astype('f4' if array.dtype.kind == 'f' else 'i8')[()])
+                for name, (array, _) in found.items()}, dataset

@@ -17,6 +17,9 @@ refuse() {
 
 PYTHON=${PYTHON:-python}
 LOGS=${LOGS:-logs/$(basename "$0" .sh)}
+case $LOGS in
+    '~' | '~/'*) LOGS=$HOME${LOGS#'~'} ;;  # as the options of the scripts do
+esac
 SEEDS=${SEEDS:-1 2 3 4 5}
 case ${EPOCHS:-1} in
     0* | *[!0-9]*) refuse "EPOCHS=$EPOCHS: give the epochs of each run as a whole number from 1" ;;

@@ -28,8 +28,8 @@ CHANNELS = [*range(1, 18), 24, 32, 64]
 FEW = [1, 8, 16, 64]
 GUARD = 4096  # elements of NaN before and after each input
 
-# glibc aborts at the `free` of memory whose end was overwritten, and fills new memory with large numbers, also if
-# it is large: without mmap, which takes long, too.
+# glibc aborts at the `free` of memory whose end was overwritten, and fills new memory with large numbers.
+# Without mmap, which would take long, it does so for large memory too.
 CHECKED = {'LD_PRELOAD': 'libc_malloc_debug.so.0', 'MALLOC_CHECK_': '3', 'MALLOC_PERTURB_': '128',
            'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '4000000000'}
 

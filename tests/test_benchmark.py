@@ -14,7 +14,7 @@ import shapes
 from tools import benchmark
 from tools.benchmark import cifar, imagenet, loader, measure, sides, steps
 from tools.benchmark.measure import SIDES
-from utils import InputError
+from utils import InputError, Sample
 
 CPU = torch.device('cpu')
 
@@ -48,7 +48,6 @@ def remembering(monkeypatch, module):
 def in_float64(monkeypatch):
     """Networks and batches; in float32 rounding may put a ReLU's input on the other side of 0."""
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(sides.devices.DTYPES, 'float', torch.float64)  # which the teacher is converted to
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -57,7 +56,7 @@ def in_float64(monkeypatch):
 def test_both_sides_train_by_the_same_loss(case, monkeypatch, in_float64):
     """From the same weights on the same batch, one step of ours and one of the baseline agree."""
     opt = benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu'])
-    sample = data.Sample(torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4]), 1)
+    sample = Sample(torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4]), 1)
     made = remembering(monkeypatch, cifar)
     for side in SIDES:
         assert cifar.training_of(side, opt, case, CPU)([sample]) == 4
@@ -184,7 +183,7 @@ def test_our_process_compiles_and_traces_before_the_blocks(monkeypatch, tmp_path
 def test_profile_writes_a_trace(tmp_path, capsys):
     opt = benchmark.parse(['cifar', '--batch_size', '2', '--device', 'cpu'])
     step = cifar.training_of('ours', opt, 'at', CPU)
-    sample = data.Sample(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]), 1)
+    sample = Sample(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]), 1)
     path = tmp_path / 'trace.json'
     measure.profile(str(path), (sample for _ in range(9)), step, CPU)
     names = [event.get('name') for event in strictly(path.read_text())['traceEvents']]
@@ -196,7 +195,7 @@ def test_profile_writes_a_trace(tmp_path, capsys):
 def test_a_trace_of_a_gpu_has_its_kernels(tmp_path):
     device = torch.device('cuda')
     step = cifar.training_of('ours', benchmark.parse(['cifar', '--batch_size', '2']), 'at', device)
-    sample = data.Sample(torch.randn(2, 3, 32, 32, device=device), torch.tensor([1, 2], device=device), 1)
+    sample = Sample(torch.randn(2, 3, 32, 32, device=device), torch.tensor([1, 2], device=device), 1)
     measure.profile(str(tmp_path / 'trace.json'), (sample for _ in range(9)), step, device)
     assert 'kernel' in {e.get('cat') for e in strictly((tmp_path / 'trace.json').read_text())['traceEvents']}
 
@@ -273,7 +272,7 @@ def in_one_process(monkeypatch):
 def test_fast_adds_variants_and_first_steps(in_one_process, monkeypatch, tmp_path):
     split = data.Images(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
-    monkeypatch.setattr(sides.devices, 'fastest', lambda real, *_: argparse.Namespace(
+    monkeypatch.setattr(sides.fast, 'chosen', lambda real, *_: argparse.Namespace(
         **vars(real) | {'dtype': 'bfloat16', 'compile': True}))
     done = call(benchmark, 'cifar', '--fast', '--batch_size', 2, '--workers', 1, '--steps', 1, '--rounds', 1,
                 '--device', 'cpu', cwd=tmp_path)

@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import resnet
 import utils
-from data import Sample
-from method import method
+from method import training_step
 from tools import benchmark
 from tools.benchmark import cifar, imagenet, roofline, steps
 from tools.benchmark.roofline import Machine, Operation
+from utils import Sample
 
 
 def counted(function):
@@ -91,7 +91,7 @@ def test_flops_of_a_step_are_those_of_torch(case):
     utils.trainable(student)
     with FlopCounterMode(display=False) as counter:
         x = torch.randn(2, 3, 32, 32)
-        loss, _ = method(real, f_s, student, f_t, teacher)(Sample(x, torch.tensor([1, 2]), 1))
+        loss, _ = training_step(real, f_s, student, f_t, teacher)(Sample(x, torch.tensor([1, 2]), 1))
         loss.backward()
     assert sum(o.flops for o in got) == counter.get_total_flops()
 

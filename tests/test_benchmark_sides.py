@@ -105,15 +105,15 @@ def test_a_killed_process_is_told():
 def test_fast_chooses_as_the_script_for_a_long_run(module, more, monkeypatch):
     asked = []
 
-    def fastest(real, device, steps, compilable):
-        asked.append((real.fast, real.dtype, device.type, compilable))
-        assert steps >= sides.devices.COMPILED_FROM
+    def chosen(real, device, steps):
+        asked.append((real.fast, real.dtype, device.type))
+        assert steps >= sides.fast.COMPILED_FROM
         return argparse.Namespace(**vars(real) | {'dtype': real.dtype or 'bfloat16', 'compile': True})
 
-    monkeypatch.setattr(sides.devices, 'fastest', fastest)
+    monkeypatch.setattr(sides.fast, 'chosen', chosen)
     opt = benchmark.parse([module.__name__.split('.')[-1], '--device', 'cpu', '--fast', *more])
     chosen, device = sides.ready(opt, 'ours', module.real_options)
-    assert asked == [(True, more[1] if more else '', 'cpu', True)] and device.type == 'cpu'
+    assert asked == [(True, more[1] if more else '', 'cpu')] and device.type == 'cpu'
     assert (chosen.dtype, chosen.compile, module.real_options(chosen, 'at').fast) == ('bfloat16', True, False)
 
 

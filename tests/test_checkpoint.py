@@ -231,13 +231,6 @@ def test_a_flipped_bit_is_told(tmp_path):
     assert torch.equal(read(path)['w'], w)
 
 
-def test_student_is_taken_from_a_run_with_a_teacher():
-    alone = {'conv0': 1, 'fc.bias': 2}
-    assert checkpoint.student(alone) == alone
-    both = {f'{who}.{name}': (who, name) for who in ('student', 'teacher') for name in alone}
-    assert checkpoint.student(both) == {name: ('student', name) for name in alone}
-
-
 # --- the log ---------------------------------------------------------------------------------------------
 
 

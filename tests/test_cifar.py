@@ -24,6 +24,7 @@ import checkpoint
 import cifar
 import resnet
 import shapes
+import weights
 
 SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64', '--device', 'cpu']
 N_TRAIN, N_TEST = 192, 100  # in place of 10,000 and 4,000
@@ -107,6 +108,18 @@ def test_teacher_and_student_as_a_user_starts_them(tmp_path, run_script, small):
 def test_the_log_has_every_published_key(home):
     record = log_of(home / 'logs' / 'teacher')[-1]
     assert PUBLISHED - record.keys() == set()
+
+
+def test_a_teacher_at_an_address(home, tmp_path, monkeypatch):
+    """It is downloaded as --student_params is, and its data set is known there too."""
+    monkeypatch.setattr(weights, '_download', lambda *_: home / 'logs' / 'teacher' / 'model.pt7')
+    address = 'http://localhost/~me/teacher.pt7'
+    done = call(*SMALL, '--save', 'x', '--epochs', 1, '--teacher_id', address, '--beta', 1e3, cwd=tmp_path)
+    assert (done.status, done.err) == (0, '') and f'{address}: WRN-' in done.out
+    assert log_of(tmp_path / 'x')[-1]['teacher_id'] == address
+    done = call('--evaluate', '--student_params', address, '--dataset', 'CIFAR10', '--device', 'cpu',
+                cwd=tmp_path)
+    assert done.status == 2 and len(done.errors) == 1 and 'shapes, not on CIFAR10' in done.err
 
 
 def test_teacher_in_each_form_gives_the_same_run(home, tmp_path):

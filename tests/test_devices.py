@@ -28,7 +28,7 @@ import process
 import resnet
 import shapes
 import utils
-from method import method
+from method import training_step
 from utils import InputError
 
 
@@ -70,7 +70,7 @@ def rank_of(n, rank, port, plain, fixed_bn, script, arguments, folder):
     os.chdir(own if own.exists() else folder)
     shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
     if fixed_bn:
-        script.method = functools.partial(method, fixed_bn=True)
+        script.training_step = functools.partial(training_step, fixed_bn=True)
     sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
     process.script(script.main)
 

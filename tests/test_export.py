@@ -4,16 +4,21 @@ import os
 import re
 import sys
 
+import h5py
 import hickle
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
+from conftest import call
 from test_checkpoint import disk_of
 
+import cifar
 import folded
 import resnet
+import weights
 from tools import export
 from utils import InputError
 
@@ -28,7 +33,7 @@ def source(request, tmp_path_factory):
     if request.param == 'wide':
         _, params = resnet.wide_resnet(10, 0.5, 5)
     elif request.param == 'pre-activation':
-        params = folded.pre_activation_params((2, 2, 2, 2), 0.125, 5)
+        params = folded.pre_activation_params((2, 2, 2, 2), (64, 8, 16, 32, 64), 5)
     else:
         _, params = resnet.resnet(18, 0.125, 5)
     for name, t in params.items():
@@ -105,9 +110,53 @@ def test_onnx_is_one_file_for_any_batch_with_our_names(source, run, tmp_path):
     assert shapes == {'image': ['batch', 3, size, size], 'logits': ['batch', 5]}
     folded = resnet.fold(params)
     names = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    weights = {name for name, t in folded.items() if t.dim() > 1}
-    assert weights <= names.keys()
-    assert all(names[name] == folded[name].shape for name in weights)
+    kernels = {name for name, t in folded.items() if t.dim() > 1}
+    assert kernels <= names.keys()
+    assert all(names[name] == folded[name].shape for name in kernels)
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_an_export_names_its_data_set(small, run, tmp_path, suffix):
+    """As far as other readers see, it holds the tensors alone; exported again it still does."""
+    params = torch.load(small, weights_only=True)
+    state = {'params': params, 'epoch': 1, 'options': {'dataset': 'CIFAR10'}}
+    torch.save(state, tmp_path / 'a.pt7')
+    for a, b in (('a.pt7', f'b{suffix}'), ('a.pt7', f'same{suffix}')):
+        run(tmp_path / a, tmp_path / b)
+    out = tmp_path / f'b{suffix}'
+    assert out.read_bytes() == (tmp_path / f'same{suffix}').read_bytes()
+    if suffix == '.onnx':
+        known = onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+        assert known == {'dataset': 'CIFAR10'}
+        return
+    run(out, tmp_path / f'c{suffix}')
+    for path in (out, tmp_path / f'c{suffix}'):
+        assert weights.dataset_of(path) == 'CIFAR10'
+        others = read(path)
+        assert others.keys() == resnet.fold(params).keys()
+        assert all(isinstance(t, torch.Tensor) for t in others.values())
+    run(small, tmp_path / f'unknown{suffix}')
+    assert weights.dataset_of(tmp_path / f'unknown{suffix}') is None
+
+
+@pytest.mark.parametrize('name', [7, 'x' * 1000, ['CIFAR10'], h5py.Empty('f4')], ids=str)
+def test_an_attribute_of_another_kind_names_no_data_set(small, run, tmp_path, name):
+    run(small, tmp_path / 'a.hkl')
+    with h5py.File(tmp_path / 'a.hkl', 'a') as f:
+        f.attrs['dataset'] = np.bytes_(name) if isinstance(name, str) else name
+    assert weights.dataset_of(tmp_path / 'a.hkl') is None
+    resnet.load(tmp_path / 'a.hkl')
+
+
+@pytest.mark.parametrize('suffix', FORMATS[:3])
+def test_an_export_is_not_evaluated_on_another_data_set(small, run, tmp_path, suffix):
+    state = {'params': resnet.wide_resnet(10, 0.25, 10)[1], 'options': {'dataset': 'CIFAR10'}}
+    torch.save(state, tmp_path / 'a.pt7')
+    run(tmp_path / 'a.pt7', tmp_path / f'b{suffix}')
+    for name in ('a.pt7', f'b{suffix}'):
+        done = call(cifar, '--evaluate', '--student_params', name, '--dataset', 'shapes', '--device', 'cpu',
+                    cwd=tmp_path)
+        assert done.status == 2 and len(done.errors) == 1 and 'CIFAR10, not on shapes' in done.err
 
 
 @pytest.mark.parametrize('suffix', FORMATS)

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import listing, log_of
 from PIL import Image
 from test_devices import run
@@ -404,6 +405,27 @@ def test_only_the_head_may_be_missing(tmp_path, home):
     assert begun.keys() == fresh.keys()
     assert all(torch.equal(t, (fresh if name.startswith('fc.') else params)[name]) for name,
                t in begun.items())
+
+
+def test_a_backbone_without_head_is_fine_tuned(tmp_path, home):
+    """All of the head is missing, or its bias alone; torchvision's names; a prefix."""
+    theirs = torchvision.models.resnet18(num_classes=11).state_dict()
+    _, fresh = resnet.resnet(18, 1, 3)
+    begun = resnet.network(dict(theirs))[1]
+    for missing in (('fc.weight', 'fc.bias'), ('fc.bias',)):
+        for prefix in ('', 'module.'):
+            torch.save({prefix + n: t for n, t in theirs.items() if n not in missing}, tmp_path / 'body.pth')
+            params = imagenet.pretrained(str(tmp_path / 'body.pth'), fresh)
+            assert params.keys() == fresh.keys()
+            assert all(torch.equal(t, (fresh if name.startswith('fc.') else begun)[name])
+                       for name, t in params.items())
+    _, small = resnet.resnet(18, 0.0625, 3)
+    torch.save({n: t for n, t in small.items() if not n.startswith('fc.')}, tmp_path / 'small.pth')
+    sound('--dataset', 'folder', '--dataroot', home / 'images', *SMALL, '--finetune', 'small.pth',
+          '--save', 'x', '--epochs', 1, cwd=tmp_path)
+    torch.save({n: t for n, t in small.items() if n != 'bn0.bias'}, tmp_path / 'small.pth')
+    with pytest.raises(InputError, match='lacks bn0.bias'):
+        imagenet.pretrained(str(tmp_path / 'small.pth'), small)
 
 
 def test_going_on_as_it_began(tmp_path, home):

@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 import cifar
 import devices
+import imagenet
 import method
 import options
+from tools import export, report, visualize
 from utils import InputError
 
 RUN = ['--save', 'run']
@@ -232,6 +235,52 @@ def test_combinations_that_cannot_work(capsys, arguments, words):
 def test_combinations_that_work(capsys, arguments):
     cifar.parse(arguments)
     assert capsys.readouterr() == ('', '')
+
+
+PATHS = [(cifar, ['--teacher_id', '--beta', '1', '--save', 'x'], 'teacher_id'), (cifar, ['--save'], 'save'),
+         (cifar, ['--save', 'x', '--resume'], 'resume'), (cifar, ['--save', 'x', '--dataroot'], 'dataroot'),
+         (cifar, ['--evaluate', '--student_params'], 'student_params'),
+         (imagenet, ['--imagenetpath'], 'imagenetpath'), (imagenet, ['--dataroot'], 'imagenetpath'),
+         (imagenet, ['--imagenetpath', 'x', '--finetune'], 'finetune'),
+         (imagenet, ['--imagenetpath', 'x', '--beta', '1', '--teacher_params'], 'teacher_params'),
+         (export, ['b.hkl'], 'source'), (report, [], 'logs'), (report, ['x', '--csv'], 'csv'),
+         (report, ['--check'], 'check'), (report, ['--check', 'x', '--dataroot'], 'dataroot'),
+         (visualize, ['x', '--save', 'x.png', '--weights'], 'weights')]
+
+
+@pytest.mark.parametrize('joined', [False, True])
+@pytest.mark.parametrize(('script', 'arguments', 'name'), PATHS)
+def test_every_option_that_takes_a_path_expands_a_tilde(monkeypatch, script, arguments, name, joined):
+    monkeypatch.setenv('HOME', '/home/of me')
+    for text, expected in (('~/x', '/home/of me/x'), ('a/~/x', 'a/~/x'), ('~nobody.here/x', '~nobody.here/x'),
+                           ('http://x/~y', 'http://x/~y')):
+        option = next((word for word in arguments[-1:] if word.startswith('--')), None)
+        if name == 'teacher_id':
+            words = [f'{arguments[0]}={text}', *arguments[1:]]
+        elif option and joined:
+            words = [*arguments[:-1], f'{option}={text}']
+        else:
+            words = [text, *arguments] if name == 'source' else [*arguments, text]
+        value = getattr(script.parse(words), name)
+        expected = Path(expected) if isinstance(value, Path) else expected
+        assert (value[0] if isinstance(value, list) else value) == expected
+
+
+def test_files_to_write_are_in_the_home(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert export.parse(['x', '~/b.hkl']).out == Path('/home/me/b.hkl')
+    assert report.parse(['x', '--plot', '~/b.png']).plot == Path('/home/me/b.png')
+    assert visualize.parse(['x', '--weights', 'x', '--save', '~/b.png']).save == Path('/home/me/b.png')
+
+
+@pytest.mark.parametrize(('script', 'arguments'), [(cifar, RUN), (imagenet, ['--imagenetpath', 'x'])])
+def test_what_names_a_file_has_the_type_of_a_path(monkeypatch, script, arguments):
+    parsers, parse = [], options.Parser.parse_args
+    monkeypatch.setattr(options.Parser, 'parse_args',
+                        lambda self, *a: parsers.append(self) or parse(self, *a))
+    script.parse(arguments)
+    paths = [action for action in parsers[0]._actions if action.metavar in ('FILE', 'FOLDER', 'RUN')]
+    assert len(paths) >= 5 and all(action.type is options.path for action in paths)
 
 
 def test_option_without_effect_is_said(capsys):

@@ -254,6 +254,15 @@ def test_budget_then_its_report(copy):
     assert (root / 'lines').read_text().count('\n') == 6
 
 
+def test_logs_in_the_home(copy):
+    """A recipe makes no folder named ~."""
+    root, python = copy
+    done = recipe('table2', root, PYTHON=python, LOGS='~/my logs', SEEDS='1', HOME='/home/me')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert '<--table><2></home/me/my logs><--plot></home/me/my logs/curves.png>' in done.stdout
+    assert "--save '/home/me/my logs/1/" in (root / 'lines').read_text() and '~' not in done.stdout
+
+
 def test_nothing_starts_where_a_recipe_fails(copy):
     root, python = copy
     path = root / 'recipes' / 'table1.sh'

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import folded
 import resnet
 import utils
 from utils import InputError
@@ -135,7 +136,7 @@ def test_other_widths(depth, width):
 @pytest.mark.parametrize('blocks', [(2, 2, 2, 2), (3, 4, 6, 5)])
 def test_published_student(blocks):
     """No BN in its shortcuts, and five blocks in the last group of its ResNet-34."""
-    _, params = resnet._resnet(blocks, 0.25, 5)
+    _, params = resnet._resnet(blocks, (64, 16, 32, 64, 128), 5)
     params = {name: t for name, t in params.items() if 'bndim' not in name}
     for name, t in params.items():
         if utils.is_statistic(name):
@@ -254,6 +255,32 @@ def test_at_export_against_its_twin():
         x = torch.randn(2, 3, size, size)
         with torch.no_grad():
             same(f(x, params, False), twin(x))
+
+
+STEMS = {'ResNet-18': lambda channels: resnet._resnet((2, 2, 2, 2), channels, 5)[1],
+         'folded ResNet-18': lambda channels: resnet.fold(resnet._resnet((2, 2, 2, 2), channels, 5)[1]),
+         'pre-activation ResNet-18': lambda channels: folded.pre_activation_params((2, 2, 2, 2), channels, 5),
+         'WRN-10': lambda channels: resnet._wide_resnet(1, channels[:4], 5)[1],
+         'folded WRN-10': lambda channels: resnet.fold(resnet._wide_resnet(1, channels[:4], 5)[1])}
+
+
+@pytest.mark.parametrize('channels', [(8, 8, 16, 32, 64), (64, 8, 16, 32, 64), (6, 10, 12, 12, 30)], ids=str)
+@pytest.mark.parametrize('kind', STEMS)
+def test_networks_thinned_in_any_way(tmp_path, kind, channels):
+    """Shapes decide: a first convolution and groups of any number of channels."""
+    params = {name: torch.rand_like(t) / t[0].numel() for name, t in STEMS[kind](channels).items()}
+    torch.save(params, tmp_path / 'weights')
+    f, loaded = resnet.load(tmp_path / 'weights')
+    assert all(torch.equal(t, loaded[name]) for name, t in params.items()) and loaded.keys() == params.keys()
+    assert resnet.describe(loaded).startswith(kind)
+    x = torch.randn(2, 3, 64, 64)
+    logits, groups = f(x, loaded, False)
+    assert [g.shape[1] for g in groups] == list(channels[1:] if 'WRN' not in kind else channels[1:4])
+    exported, smaller = resnet.network(resnet.fold(loaded))
+    torch.testing.assert_close(exported(x, smaller, False)[0], logits, rtol=1e-4, atol=1e-4)
+    wrong = loaded | {'fc.weight': torch.ones(5, channels[-1] + 1)}
+    with pytest.raises(InputError, match='fc.weight'):
+        resnet.network(wrong)
 
 
 # --- what was found --------------------------------------------------------------------------------------

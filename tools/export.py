@@ -6,15 +6,24 @@
 The ending says the format: .pth, .hkl and .safetensors hold tensors by name, for `resnet.load` and others;
 .onnx holds the network, from `image` (N, 3, 32, 32), for ImageNet (N, 3, 224, 224), to `logits` (N, classes),
 for any N. What was written is loaded again, and kept only if it gives the logits of the network it came from.
+
+The file names the data set of the run, so that an evaluation on another one is refused: .safetensors and
+.onnx in their metadata, .hkl in an attribute of the file, .pth in an attribute `dataset` of its dictionary,
+which is an OrderedDict as the state of a module is. A key of its own would break readers that expect tensors
+only, and a file next to it would be lost.
 """
 import argparse
 import hashlib
+import json
 import sys
 import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +32,7 @@ import options
 import process
 import resnet
 import utils
+import weights
 from utils import InputError, Network, Params
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
@@ -32,7 +42,8 @@ PACKAGES = {'.pth': 'torch', '.hkl': 'hickle', '.safetensors': 'safetensors', '.
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Write a trained network, BN folded into its convolutions, for other programs.')
-    parser.add_argument('source', metavar='RUN', help='a run, file of weights, or torchvision:resnet34')
+    parser.add_argument('source', type=options.path, metavar='RUN',
+                        help='a run, file of weights, or torchvision:resnet34')
     parser.add_argument('out', type=_out, metavar='OUT', help=f'file to write: {", ".join(PACKAGES)}')
     return parser.parse_args(arguments)
 
@@ -46,7 +57,7 @@ def main() -> None:
     f, params = resnet.load(opt.source)
     print(f'{opt.source}: {resnet.describe(params)}')
     try:
-        content, deviation = export(f, params, opt.out.suffix)
+        content, deviation = export(f, params, opt.out.suffix, weights.dataset_of(opt.source))
     except ImportError as e:
         needed = PACKAGES[opt.out.suffix]
         raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {needed}') from None
@@ -61,10 +72,10 @@ def main() -> None:
 def _out(name: str) -> Path:
     if Path(name).suffix not in PACKAGES:
         raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(PACKAGES)}')
-    return Path(name)
+    return options.file(name)
 
 
-def export(f: Network, params: Params, suffix: str) -> tuple[bytes, float]:
+def export(f: Network, params: Params, suffix: str, dataset: str | None = None) -> tuple[bytes, float]:
     """Content of a file with the exported form of a network, and how far its logits are from the network's.
 
     InputError if that is more than TOLERANCE; ImportError without the packages of the format.
@@ -74,7 +85,7 @@ def export(f: Network, params: Params, suffix: str) -> tuple[bytes, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'export{suffix}')
         write, load = FORMATS[suffix]
-        write(folded, path, images[0])
+        write(folded, path, images[0], dataset)
         loaded = load(path)
         deviations = [_deviation(loaded(x), f(x, params, False)[0]) for x in images]
         deviation = torch.tensor(deviations).max().item()  # what is no number stays
@@ -102,27 +113,46 @@ def _deviation(logits: Tensor, expected: Tensor) -> float:
 Load = Callable[[Path], Callable[[Tensor], Tensor]]  # of a file, a function from images to logits
 
 
-def _write_pth(params: Params, path: Path, image: Tensor) -> None:
-    torch.save(params, path)
+def _write_pth(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+    state: Any = OrderedDict(params)
+    if dataset:
+        state.dataset = dataset
+    torch.save(state, path)
 
 
-def _write_hkl(params: Params, path: Path, image: Tensor) -> None:
+def _write_hkl(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+    import h5py
     import hickle
     hickle.dump({name: t.numpy() for name, t in params.items()}, str(path), mode='w')
+    if dataset:
+        with h5py.File(path, 'a') as f:
+            f.attrs['dataset'] = np.bytes_(dataset.encode())
 
 
-def _write_safetensors(params: Params, path: Path, image: Tensor) -> None:
-    from safetensors.torch import save_file
-    save_file(params, path, metadata={'format': 'pt'})  # which readers ask for
+def _write_safetensors(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+    from safetensors.torch import save
+    content = save(params, metadata={'format': 'pt'})  # which readers ask for
+    if dataset:  # added here, since `save` writes two entries in any order
+        end = 8 + int.from_bytes(content[:8], 'little')
+        header = json.loads(content[8:end])
+        header['__metadata__']['dataset'] = dataset
+        text = json.dumps(header, separators=(',', ':')).encode()
+        text += b' ' * (-len(text) % 8)
+        content = len(text).to_bytes(8, 'little') + text + content[end:]
+    path.write_bytes(content)
 
 
-def _write_onnx(params: Params, path: Path, image: Tensor) -> None:
-    import onnx  # noqa: F401 - torch needs it, and says so less clearly
+def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+    import onnx
     network = Logits(*resnet.network(params)).eval()
     with warnings.catch_warnings(action='ignore'):  # of TorchScript's age; its follower needs more packages
         torch.onnx.export(
             network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,
             dynamic_axes={'image': {0: 'batch'}, 'logits': {0: 'batch'}}, dynamo=False)
+    if dataset:
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, {'dataset': dataset})
+        onnx.save(model, path)
 
 
 class Logits(utils.Module):
@@ -143,7 +173,7 @@ def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(['logits'], {'image': x.numpy()})[0])
 
 
-FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor], None], Load]] = {
+FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor, str | None], None], Load]] = {
     '.pth': (_write_pth, _load_tensors), '.hkl': (_write_hkl, _load_tensors),
     '.safetensors': (_write_safetensors, _load_tensors), '.onnx': (_write_onnx, _load_onnx)}
 

@@ -36,6 +36,7 @@ import resnet
 import shapes
 import splits
 import utils
+import weights
 from utils import InputError, Params
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
@@ -52,8 +53,9 @@ CELLS = 56  # at most, along each side of a drawn gradient
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Draw what networks attend to in photos, network beside network.')
-    parser.add_argument('photos', nargs='+', metavar='PHOTO', help='photo, or folder with photos in it')
-    parser.add_argument('--weights', nargs='+', required=True, metavar='RUN',
+    parser.add_argument('photos', nargs='+', type=options.path, metavar='PHOTO',
+                        help='photo, or folder with photos in it')
+    parser.add_argument('--weights', nargs='+', type=options.path, required=True, metavar='RUN',
                         help='runs, files of weights, or torchvision:resnet34; as a rule the teacher first')
     parser.add_argument('--save', type=_picture, required=True, metavar='FILE',
                         help=f'figure to write: {", ".join(FORMATS)}')
@@ -100,7 +102,7 @@ def main() -> None:
 def _picture(name: str) -> Path:
     if Path(name).suffix not in FORMATS:
         raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(FORMATS)}')
-    return Path(name)
+    return options.file(name)
 
 
 # --- photos ----------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
         f, params = resnet.load(source)
         size, n = resnet.image_size(params), len(params['fc.bias'])
         networks.append(Network(name, f, params, size, resnet.n_groups(params),
-                                class_names(checkpoint.dataset_of(source), size, n)))
+                                class_names(weights.dataset_of(source), size, n)))
     for network in networks:
         if network.n_groups != networks[0].n_groups:
             raise InputError(f'{networks[0].name} has {networks[0].n_groups} groups and {network.name} '

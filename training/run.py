@@ -125,7 +125,8 @@ class Run:
         """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
         source, saved = self.folder.source, state['params']
         if kinds(saved) != kinds(self.student):
-            raise InputError(f'{source} holds a {resnet.describe(saved)}: the options say another')
+            found = devices.of_first_rank(lambda: resnet.load(source)[1])
+            raise InputError(f'{source} holds a {resnet.describe(found)}: the options say another')
         adaptors = state.get('adaptors')
         if self.adaptors and not (isinstance(adaptors, dict) and kinds(adaptors) == kinds(self.adaptors)):
             raise InputError(f'{source} lacks the adaptors that --hint_beta goes on training: give '
@@ -166,7 +167,7 @@ class Run:
             if isinstance(e, process.Diverged):
                 raise process.Diverged(f'{e} in epoch {self.train_loader.epoch}; {self.folder.last()}: '
                                        f'try {advice(self.opt)}') from None
-            if isinstance(e, MemoryError | RuntimeError) and process.is_out_of_memory(e):
+            if isinstance(e, MemoryError | RuntimeError) and utils.is_out_of_memory(e):
                 raise InputError(f'--batch_size {self.opt.batch_size} takes more memory than there is; '
                                  f'{self.folder.last()}: give a smaller one, or share it among devices with '
                                  '--ngpu') from None

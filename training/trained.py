@@ -4,17 +4,18 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 import devices
 import method
 import resnet
+import weights
 from utils import InputError, Network, Params
 
 
 def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
     """A trained network, which must know the classes of the data set; prints what it is."""
-    f, params = resnet.load(path)
-    trained_on = checkpoint.dataset_of(path)
+    with devices.first_rank_first():  # which downloads it
+        f, params = resnet.load(path)
+    trained_on = weights.dataset_of(path)
     if trained_on not in (None, dataset):
         raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
                          'give the same --dataset to both')

@@ -9,6 +9,7 @@ from random import Random
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: children of a process with threads are forked
 
+import options
 from tests.fuzz import sandbox
 from tests.fuzz.targets import TARGETS
 
@@ -30,8 +31,8 @@ def main() -> int:
     parser.add_argument('--cases', type=int, default=20_000, help='of all targets together, at least')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--target', choices=[target.name for target in TARGETS], action='append')
-    parser.add_argument('--replay', type=Path, metavar='FILE', help='one case, of --target')
-    parser.add_argument('--found', type=Path, default=Path('logs/fuzz'), metavar='FOLDER',
+    parser.add_argument('--replay', type=options.file, metavar='FILE', help='one case, of --target')
+    parser.add_argument('--found', type=options.file, default=Path('logs/fuzz'), metavar='FOLDER',
                         help='where cases that end badly are saved')
     opt = parser.parse_args()
     targets = [target for target in TARGETS if not opt.target or target.name in opt.target]

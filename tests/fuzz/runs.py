@@ -15,6 +15,7 @@ import data
 import resnet
 import training
 import utils
+import weights
 from tests.fuzz import mutate, pickles, tensors
 from tests.fuzz.pickles import Raw, called, named, tensor
 from tests.fuzz.sandbox import Target
@@ -50,30 +51,29 @@ def run_checkpoint(case: bytes, folder: Path) -> None:
             errors.append(e)
         return None
 
-    name = checkpoint.dataset_of(run)
+    name = weights.dataset_of(run)
     assert name is None or isinstance(name, str), f'the data set is {type(name).__name__}'
     attempt(resnet.load, run / checkpoint.MODEL)
     found = attempt(checkpoint.Folder, opt)
     if found:
         assert 1 <= found.state['epoch'] == found.epochs[-1]['epoch'], 'goes on from no epoch'
         for hints in ({}, ADAPTOR):
-            attempt(go_on, opt, found, {k: torch.zeros(shape) for k, shape in hints.items()})
+            attempt(go_on, opt, {k: torch.zeros(shape) for k, shape in hints.items()})
         found.complete_log()
         checkpoint.write_log(found.log, found.epochs)
     if errors:
         raise errors[0]
 
 
-def go_on(opt: argparse.Namespace, found: checkpoint.Folder, hints: dict[str, torch.Tensor]) -> None:
+def go_on(opt: argparse.Namespace, hints: dict[str, torch.Tensor]) -> None:
     """As the scripts do, up to the first step, which is made of gradients of zeros."""
-    fresh = {name: torch.zeros(shape) for name, shape in shapes().items()}
-    params = training.resumed(found, fresh, hints, CPU)
+    params = {name: torch.zeros(shape) for name, shape in shapes().items()} | hints
     trained = utils.trainable(params)
-    optimizer = training.sgd(opt, params)
-    training.restore(optimizer, found.state['optimizer'])
+    loader = data.Loader(data.Images(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1)), 1)
+    run = training.Run(opt, params, None, loader, loader, {'num_classes': CLASSES})
     for t in trained.values():
         t.grad = torch.zeros_like(t)
-    optimizer.step()
+    run.optimizer.step()
 
 
 def zeros(shape: tuple[int, ...]) -> Raw:

@@ -20,13 +20,13 @@ import checkpoint
 import cifar
 import data
 import devices
+import method
 import options
 import process
 import resnet
-from data import Sample
 from tools.benchmark import sides, steps
 from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
-from utils import InputError, Network, Params
+from utils import InputError, Network, Params, Sample
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 TESTED = 200  # images in a batch
@@ -37,7 +37,8 @@ def add_options(parser: options.Parser) -> None:
     parser.add_argument('--teacher_id', required=True, metavar='RUN', help='as of cifar.py')
     parser.add_argument('--seeds', type=options.int_list, default='[1,2,3,4,5]')
     parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
-    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
+                        help='where CIFAR lies; . by default')
     parser.add_argument('--max_images', type=options.count, default=0, metavar='N', help='as of cifar.py')
     parser.add_argument('--epochs', type=options.positive_int, default=4)
     parser.add_argument('--lr_schedule', choices=['step', 'linear', 'cosine'], default='step',
@@ -103,7 +104,7 @@ def plainly(real: argparse.Namespace, f_t: Network, teacher: Params, train_set: 
 
     def batches(epoch: int, optimizer: torch.optim.SGD) -> Iterator[Sample]:
         for i, (x, labels) in enumerate(loader):
-            optimizer.param_groups[0]['lr'] = options.lr_at(real, epoch, (i + 0.5) / len(loader))
+            optimizer.param_groups[0]['lr'] = method.learning_rate(real, epoch, (i + 0.5) / len(loader))
             yield Sample(x.to(device), labels.to(device), epoch)
 
     for epoch in range(1, real.epochs + 1):

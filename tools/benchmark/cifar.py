@@ -23,12 +23,11 @@ import devices
 import options
 import process
 import resnet
-from data import Sample
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Blocks, Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
-from utils import InputError
+from utils import InputError, Sample
 
 TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
 CASES = {'at': ['--beta', '1e+3'], 'kd': ['--alpha', '0.9'], 'student': []}  # options of cifar.py
@@ -38,7 +37,8 @@ MEMORY_STEPS = 4  # after which a process has had its peak of an AT step
 
 def add_options(parser: options.Parser) -> None:
     parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
-    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
+                        help='where CIFAR lies; . by default')
     parser.add_argument('--batch_size', type=options.positive_int, default=128)
     measure.add_blocks(parser, steps=10, rounds=7)
     parser.add_argument('--workers', type=options.positive_int, default=4,

@@ -17,12 +17,11 @@ import images
 import options
 import process
 import resnet
-from data import Sample
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
-from utils import Network, Params
+from utils import Network, Params, Sample
 
 TEACHER, STUDENT = 34, 18  # depths
 NUM_CLASSES = 1000

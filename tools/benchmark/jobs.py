@@ -42,7 +42,8 @@ class Measured(NamedTuple):
 def add_options(parser: options.Parser) -> None:
     parser.add_argument('--jobs', type=options.int_list, default='[1,2,4]', help='how many run at once')
     parser.add_argument('--dataset', choices=list(data.CLASSES), default='shapes')
-    parser.add_argument('--dataroot', default='', metavar='FOLDER', help='where CIFAR lies; . by default')
+    parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
+                        help='where CIFAR lies; . by default')
     parser.add_argument('--images', type=options.positive_int, help='None: 512 on a CPU, 5000 on CUDA')
     parser.add_argument('--epochs', type=options.positive_int, default=2)
     parser.add_argument('--batch_size', type=options.positive_int, default=128)

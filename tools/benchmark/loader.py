@@ -24,11 +24,10 @@ import nvjpeg
 import options
 import process
 import splits
-from data import Sample
 from splits import Split
 from tools.benchmark import measure, steps
 from tools.benchmark.measure import SIDES, Contender
-from utils import InputError
+from utils import InputError, Sample
 
 CPU = torch.device('cpu')
 NORMALIZED = transforms.ToTensor(), transforms.Normalize(*np.array([images.MEAN, images.STD]) / 255)
@@ -45,7 +44,7 @@ FIELDS, NOISE = {4: 40, 16: 30, 64: 20, 256: 20}, 10  # amplitudes: of fields of
 
 
 def add_options(parser: options.Parser) -> None:
-    parser.add_argument('--imagenetpath', default='', metavar='FOLDER',
+    parser.add_argument('--imagenetpath', type=options.path, default='', metavar='FOLDER',
                         help='of images, <class>/* or train/<class>/*; without it some are drawn')
     parser.add_argument('--batch_size', type=options.positive_int, default=32)
     measure.add_blocks(parser, steps=4, rounds=7)
@@ -81,7 +80,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
 
 def load(path: str) -> Split:
     """All images of a folder of classes, or of its folder `train`."""
-    root = Path(path).expanduser()
+    root = Path(path)
     try:
         return splits.classes_of(str(root / 'train' if (root / 'train').is_dir() else root))
     except OSError as e:

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 import options
-from data import Sample
+from utils import Sample
 
 SIDES = ('ours', 'baseline')
 WARM_UP, PROFILED = 2, 3  # steps
@@ -28,7 +28,7 @@ def add_blocks(parser: options.Parser, steps: int, rounds: int) -> None:
 
 
 def add_profile(parser: options.Parser) -> None:
-    parser.add_argument('--profile', default='', metavar='FILE',
+    parser.add_argument('--profile', type=options.path, default='', metavar='FILE',
                         help='write a trace of some of our AT steps, .json or .json.gz for chrome://tracing')
 
 

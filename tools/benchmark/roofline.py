@@ -17,12 +17,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import devices
 import utils
-from data import Sample
-from method import method
+from method import training_step
 from tools.benchmark import measure
 from tools.benchmark.steps import Networks
+from utils import Sample
 
 aten = torch.ops.aten
 MATRICES = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1}  # number of the first factor
@@ -96,7 +95,7 @@ def operations(real: argparse.Namespace, networks: Networks, batch: int, size: i
         utils.trainable(student)
         x = torch.empty(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64)
-        loss, _ = method(real, f_s, student, f_t, teacher)(Sample(x, labels, 1))
+        loss, _ = training_step(real, f_s, student, f_t, teacher)(Sample(x, labels, 1))
         loss.backward()
     # SGD reads parameter, gradient and momentum, and writes parameter and momentum.
     trained = [t for t in student.values() if t.requires_grad]
@@ -117,7 +116,7 @@ def machine(device: torch.device, dtype: str) -> Machine:
     b = torch.zeros_like(a)
     copy = _seconds(lambda: b.copy_(a), device)
     n = MATRIX[device.type]
-    m = torch.ones(n, n, dtype=devices.DTYPES[dtype], device=device)
+    m = torch.ones(n, n, dtype=utils.DTYPES[dtype], device=device)
     return Machine(2 * a.numel() / copy, 2 * n**3 / _seconds(lambda: m @ m, device))
 
 

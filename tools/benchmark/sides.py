@@ -21,6 +21,7 @@ import devices
 import options
 import process
 from tools.benchmark.measure import SIDES, Contender
+from training import fast
 from utils import InputError
 
 
@@ -131,7 +132,7 @@ def ready(opt: argparse.Namespace, side: str, real_options: Callable[..., argpar
         return opt, devices.device(real) if devices.cuda_devices(real) else torch.device('cpu')
     real = real_options(opt, 'at')
     device = devices.device(real)
-    real = devices.fastest(real, device, devices.COMPILED_FROM, options.compilable(real))
+    real = fast.chosen(real, device, fast.COMPILED_FROM)
     return replaced(opt, fast=False, dtype=real.dtype, compile=real.compile), device
 
 

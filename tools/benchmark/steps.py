@@ -14,10 +14,9 @@ from torchnet.meter import AverageValueMeter
 import resnet
 import training
 import utils
-from data import Sample
-from method import method
+from method import training_step
 from tools.benchmark.measure import Consumer
-from utils import Network, Params
+from utils import Network, Params, Sample
 
 Networks = tuple[Network | None, Params, Network | None, Params]  # f_s, student, f_t, teacher
 PREFETCH = 2  # batches that each worker of the baseline holds ready
@@ -41,14 +40,14 @@ def folded(networks: Networks) -> Networks:
 
 def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
                  teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
-    """The step that training.train takes by the options `real`; meters are read at the end of a block."""
+    """The step of a run with the options `real`; meters are read at the end of a block."""
     utils.trainable(student)
-    h = method(real, f_s, student, f_t, teacher)
+    h = training_step(real, f_s, student, f_t, teacher)
     optimizer = training.sgd(real, student)
 
     def consume(batches: Iterable[Sample]) -> int:
         engine, meters = Engine(), training.Meters(topk)
-        engine.hooks['on_forward'] = meters.add
+        engine.hooks['on_forward'] = lambda state: meters.add(state['output'], state['sample'])
         engine.train(h, batches, 1, optimizer)
         meters.read()
         return sum(meters.sizes)

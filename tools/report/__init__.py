@@ -31,25 +31,28 @@ ALONE = {'update': ('LOGS and --table are given in the document', ()),
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Tell the test errors of runs: tables, and curves.')
-    parser.add_argument('logs', nargs='*', metavar='LOGS', help='log, folder of a run, or of folders of runs')
+    parser.add_argument('logs', nargs='*', type=options.path, metavar='LOGS',
+                        help='log, folder of a run, or of folders of runs')
     parser.add_argument('--table', type=int, choices=list(paper.TABLES),
                         help="the rows of this table of the paper, in its order, rather than all pairs")
     parser.add_argument('--best_epoch', action='store_true',
                         help='also the error of the best epoch, which the test set itself chooses')
-    parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table as CSV, too')
+    parser.add_argument('--csv', type=options.file, metavar='FILE', help='write the table as CSV, too')
     parser.add_argument('--plot', type=_picture, metavar='FILE', help='draw the test errors: .png or .svg')
     parser.add_argument('--x', choices=list(curves.AXES), default='epoch', help='against what, in --plot')
     parser.add_argument('--plot_losses', type=_picture, metavar='FILE',
                         help="draw attention transfer's loss, and others, for each group: .png or .svg")
     parser.add_argument('--title', default='', help="of the drawings; the data set's name by default")
-    parser.add_argument('--budget', metavar='FOLDER',
+    parser.add_argument('--budget', type=options.path, metavar='FOLDER',
                         help='error against the number of epochs, and how many epochs a teacher saves')
-    parser.add_argument('--benchmarks', type=Path, metavar='FOLDER',
+    parser.add_argument('--benchmarks', type=options.file, metavar='FOLDER',
                         help='in place of runs, the tables of what tools.benchmark printed, .json each')
-    parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables in this document anew')
-    parser.add_argument('--check', type=Path, metavar='FOLDER',
+    parser.add_argument('--update', type=options.file, metavar='FILE',
+                        help='write the tables in this document anew')
+    parser.add_argument('--check', type=options.file, metavar='FOLDER',
                         help='recompute the logs and weights published there, and the tables of documents')
-    parser.add_argument('--dataroot', metavar='FOLDER', help='with --check: where CIFAR lies, to evaluate on')
+    parser.add_argument('--dataroot', type=options.path, metavar='FOLDER',
+                        help='with --check: where CIFAR lies, to evaluate on')
     opt = parser.parse_args(arguments)
     alone = [name for name in ALONE if getattr(opt, name)]
     if opt.dataroot and not opt.check:
@@ -105,7 +108,7 @@ def main() -> None:
 def _picture(name: str) -> Path:
     if Path(name).suffix not in curves.FORMATS:
         raise argparse.ArgumentTypeError(f'{name!r} does not end in {" or ".join(curves.FORMATS)}')
-    return Path(name)
+    return options.file(name)
 
 
 def _write(path: Path, content: bytes) -> None:

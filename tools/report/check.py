@@ -20,10 +20,10 @@ import torch
 
 import checkpoint
 import data
-import options
+import method
 import process
 import training
-from method import evaluation
+from method import evaluation_step
 from tools.report import documents, settings
 from utils import InputError
 
@@ -102,8 +102,8 @@ def _epoch(record: dict[str, Any]) -> None:
             raise Fault(f'{name} of epoch {record["epoch"]} is {value}')
     opt = argparse.Namespace(**settings.defaults(record) | record)
     epoch = record['epoch']
-    laws = {'lr_epoch': [options.lr_at(opt, epoch, done) for done in (0, 1)],
-            'beta_epoch': options.beta_at(opt, epoch)}
+    laws = {'lr_epoch': [method.learning_rate(opt, epoch, done) for done in (0, 1)],
+            'beta_epoch': method.beta(opt, epoch)}
     for name, law in laws.items():
         if not np.allclose(record[name], law, rtol=1e-9, atol=1e-12):
             raise Fault(f'{name} of epoch {epoch} is {record[name]}, by its options {law}')
@@ -118,7 +118,8 @@ def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
     f, params = training.load(run, dataset, last['num_classes'], cpu)
     _, images = data.load(dataset, dataroot or '.', cpu, last.get('max_images', 0),
                           last.get('val_images', 0))
-    found = training.evaluate(evaluation(f, params, 'float'), data.Loader(images, data.TEST_BATCH['cpu']))
+    h_test = evaluation_step(f, params, 'float')
+    found = training.evaluate(h_test, data.Loader(images, data.TEST_BATCH['cpu']))
     if abs(found['loss'] - last['test_loss']) > LOSS or abs(found['acc'] - last['test_acc']) > ACCURACY:
         raise Fault(f'evaluated, its weights have test loss {found["loss"]:.4f} and accuracy '
                     f'{found["acc"]:.2f}, by its log {last["test_loss"]:.4f} and {last["test_acc"]:.2f}')

@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import checkpoint
-import options
+import method
 from tools.report import settings
 from utils import InputError, one_line
 
-# Losses besides classification: their titles, in the order in which methods name them. A loss without a title
-# is called by its name.
-TITLES = {'at': 'AT', 'hint': 'F-ActT', 'grad': 'gradient AT', 'sym': 'symmetry', 'l2': 'min-l2', 'kd': 'KD'}
-LOSSES = {name: TITLES.get(name, name) for name in [*TITLES, *options.LOSSES] if name in options.LOSSES}
-TERMS = {title: options.LOSSES[name] for name, title in LOSSES.items()}
+# Titles of losses and the options that weigh them, in the order in which methods name them.
+TERMS = {loss.title: loss.option for loss in method.LOSSES}
 NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
           'test_acc': int | float, 'train_time': int | float}
 NINS = {96: 'thin', 192: 'wide'}
@@ -144,17 +141,17 @@ def _cosines(values: Any) -> list[float]:
 def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
-        for name, term in LOSSES.items():
+        for loss in method.LOSSES:
             values, groups = ([] if not isinstance(v, list) else v
-                              for v in (record.get(f'{name}_losses'), record.get('at_groups')))
-            if options.LOSSES[name] in options.GROUP_LOSSES:
+                              for v in (record.get(f'{loss.name}_losses'), record.get('at_groups')))
+            if loss.groups:
                 parts = [f'group {g}' for g in groups or range(len(values))]
             else:
                 parts = ['gradients', 'outputs'] if len(values) == 2 else ['']
             for part, value in zip(parts, values, strict=False):
                 mean = value[0] if isinstance(value, list) and value else None
                 if _is(mean, int | float) and math.isfinite(mean):  # without a teacher it is NaN
-                    found.setdefault(term, {}).setdefault(part, {})[record['epoch']] = mean
+                    found.setdefault(loss.title, {}).setdefault(part, {})[record['epoch']] = mean
     return found
 
 

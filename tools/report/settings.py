@@ -10,7 +10,7 @@ from typing import Any
 
 import cifar
 import imagenet
-import options
+import method
 from utils import one_line
 
 # What options were called in the published code before May 2018.
@@ -26,7 +26,8 @@ FIELDS = {'model', 'depth', 'width', 'no_bn', 'no_pool_relu', 'dataset', 'max_im
 RESULTS = re.compile('(train|test)_.*|.*_losses|epoch|lr_epoch|beta_epoch|images_per_second|peak_memory|'
                      'ranks|damaged_images|num_classes|n_parameters|commit|device_name|torch|torchvision|'
                      'numpy|python|cudnn')
-METHOD = {*options.LOSSES.values(), *options.NEEDS}  # options of a loss; the others are of training
+# Options of a loss; the others are of training.
+METHOD = {name for loss in method.LOSSES for name in (loss.option, *loss.settings)}
 
 
 def modern(record: dict[str, Any]) -> dict[str, Any]:
