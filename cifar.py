@@ -80,19 +80,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
+        if opt.evaluate:
+            evaluate(opt, device)
+            return
+
         # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
         num_classes = data.CLASSES[opt.dataset]
         train_set, test_set = load(opt, device)
         train_loader = loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
         test_loader = loader(test_set, data.TEST_BATCH[device.type])
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
-
-        if opt.evaluate:
-            f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
-            result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader)
-            process.print_first(f'{options.evaluated(opt)}: test loss {result["loss"]:.4f} '
-                                f'accuracy {result["acc"]:.2f} error {100 - result["acc"]:.2f}')
-            return
 
         # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
         torch.manual_seed(opt.seed)
@@ -121,6 +118,18 @@ def main() -> None:
         engine.hooks['on_end_epoch'] = run.end_epoch      # test, checkpoint, one JSON line, one printed line
         with run:                                         # what ends it early says how to resume
             engine.train(h, train_loader, opt.epochs, run.optimizer)
+
+
+def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
+    """Print loss and error of trained weights."""
+    path = options.evaluated(opt)
+    f, params = training.load(path, opt.dataset, data.CLASSES[opt.dataset], device)
+    _, test_set = load(opt, device)
+    opt = fast.chosen(opt, device, steps=0)
+    h_test = evaluation_step(f, params, opt.dtype)
+    result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH[device.type]))
+    process.print_first(f'{path}: test loss {result["loss"]:.4f} accuracy {result["acc"]:.2f} '
+                        f'error {100 - result["acc"]:.2f}')
 
 
 def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]:

@@ -83,23 +83,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
-        # Data: lists of image files, which --nthread processes decode and crop.
-        train_set, test_set = splits.load(opt.dataset, opt.imagenetpath, train=not opt.evaluate)
-        num_classes = len(test_set.classes)
-        test_loader = loader(opt, test_set, device)
-
         if opt.evaluate:
-            opt = fast.chosen(opt, device, steps=0)
-            f, params = training.load(options.evaluated(opt), opt.dataset, num_classes, device)
-            result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
-            damaged, = training.n_damaged(test_loader)
-            process.print_first(
-                f'{options.evaluated(opt)}: test loss {result["loss"]:.4f} '
-                f'top-1 error {100 - result["acc"]:.2f} top-5 error {100 - result["acc5"]:.2f}'
-                + (f' without {damaged} damaged images' if damaged else ''))
+            evaluate(opt, device)
             return
 
+        # Data: lists of image files, which --nthread processes decode and crop.
+        train_set, test_set = splits.load(opt.dataset, opt.imagenetpath)
+        num_classes = len(test_set.classes)
         train_loader = loader(opt, train_set, device, 'random' if opt.finetune else 'resized', opt.seed)
+        test_loader = loader(opt, test_set, device)
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
         process.print_first(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train '
                             f'with, {len(test_set.labels)} to test')
@@ -135,6 +127,20 @@ def main() -> None:
         engine.hooks['on_end_epoch'] = run.end_epoch      # test, checkpoint, one JSON line, one printed line
         with run:                                         # what ends it early says how to resume
             engine.train(h, train_loader, opt.epochs, run.optimizer)
+
+
+def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
+    """Print loss and errors of trained weights."""
+    path = options.evaluated(opt)
+    _, test_set = splits.load(opt.dataset, opt.imagenetpath, train=False)
+    f, params = training.load(path, opt.dataset, len(test_set.classes), device)
+    opt = fast.chosen(opt, device, steps=0)
+    test_loader = loader(opt, test_set, device)
+    result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
+    damaged, = training.n_damaged(test_loader)
+    process.print_first(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
+                        f'top-5 error {100 - result["acc5"]:.2f}'
+                        + (f' without {damaged} damaged images' if damaged else ''))
 
 
 def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',

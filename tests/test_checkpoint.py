@@ -277,7 +277,8 @@ def test_write_log_is_strict_json(tmp_path):
 
 
 def options(save, resume='', **changed) -> argparse.Namespace:
-    return argparse.Namespace(**{'save': str(save), 'resume': str(resume), 'depth': 10, 'width': 0.25,
+    return argparse.Namespace(**{'save': str(save), 'resume': str(resume), 'dtype': 'float',
+                                 'depth': 10, 'width': 0.25,
                                  'dataset': 'shapes', 'lr': 0.1, 'dataroot': '.'} | changed)
 
 
@@ -354,7 +355,8 @@ def test_lines_missing_from_a_log_are_noted(tmp_path, capsys):
 def other_process(run: Path) -> subprocess.Popen:
     """One that has made the folder its own, and waits."""
     code = 'import argparse, pathlib, sys, time, checkpoint\n' \
-           'folder = checkpoint.Folder(argparse.Namespace(save=pathlib.Path(sys.argv[1]), resume="auto"))\n' \
+           'folder = checkpoint.Folder(argparse.Namespace(' \
+           'save=pathlib.Path(sys.argv[1]), resume="auto", dtype="float"))\n' \
            'folder.create()\nprint(flush=True)\ntime.sleep(600)'
     process = subprocess.Popen([sys.executable, '-c', code, run], cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b'\n'

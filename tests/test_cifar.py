@@ -26,7 +26,8 @@ import resnet
 import shapes
 import weights
 
-SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64', '--device', 'cpu']
+SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64',
+         '--epoch_step', '[]', '--device', 'cpu']
 N_TRAIN, N_TEST = 192, 100  # in place of 10,000 and 4,000
 
 
@@ -98,8 +99,8 @@ def test_teacher_and_student_as_a_user_starts_them(tmp_path, run_script, small):
             assert e['images_per_second'] > 0 and e['peak_memory'] > 2**20
             assert 0 <= e['train_acc'] <= 100 and 0 <= e['test_acc'] <= 100
         assert len(log[0]['at_losses']) == (3 if 'student' in name else 0)
-        assert log[0].get('teacher', '').startswith('WRN-' if 'student' in name else '')
-        assert ('teacher' in log[0]) == ('student' in name)
+        known = {'kind': 'WRN', 'depth': 10, 'width': 0.25} if 'student' in name else None
+        assert log[0]['teacher'] == known and ('test_agreement' in log[0]) == ('student' in name)
         params = checkpoint.read(run / 'model.pt7')['params']
         assert log[0]['n_parameters'] == sum(t.numel() for t in params.values())
         assert 'conv0' in params and 'fc.bias' in params  # without a prefix
@@ -534,7 +535,7 @@ def test_help_shows_every_option_and_default(capsys, monkeypatch):
     assert err == ''
     for name in vars(cifar.parse(['--save', 'x'])):
         assert f'--{name}' in text
-    assert '(default: [60,120,160])' in text and '(default: 4.0)' in text
+    assert '(default: [60, 120, 160])' in text and '(default: 4.0)' in text
 
 
 @pytest.mark.parametrize('text', ['[60,120,160]', '60,120,160', ' [60, 120, 160] '])

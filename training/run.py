@@ -40,9 +40,8 @@ class Run:
         self.first = 0  # epochs that are done
         if self.folder.state:
             self.restore(self.folder.state)
-        self.constants = {'at_losses': [], **vars(opt), **process.provenance(self.device), **facts,
-                          'n_parameters': utils.n_parameters(self.student),
-                          'cuda': self.device.type == 'cuda'}
+        self.facts = {'at_losses': [], **vars(opt), **facts, 'n_parameters': utils.n_parameters(self.student),
+                      'cuda': self.device.type == 'cuda'}
         self.meters, self.pace, self.begun = Meters(topk), Pace(), 0.0
         self.bar: Progress | None = None
         self.board: Board | None = None
@@ -82,7 +81,7 @@ class Run:
         epoch = state['epoch']
         result = self.results(epoch)
         if not devices.rank():
-            self.folder.save(self.constants | result, self.checkpoint(epoch))
+            self.folder.save(self.facts | result, self.checkpoint(epoch))
             if self.board:
                 self.board.add(result)
         self.pace.add()
@@ -119,7 +118,7 @@ class Run:
         return {'params': {name: t.detach() for name, t in self.student.items()},
                 'adaptors': {name: t.detach() for name, t in self.adaptors.items()},
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'epoch': epoch,
-                'options': vars(self.opt) | {'num_classes': self.constants['num_classes']}}
+                'options': vars(self.opt) | {'num_classes': self.facts['num_classes']}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
@@ -158,6 +157,7 @@ class Run:
                 process.say_once(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
             else:
                 self.folder.create()
+                self.facts |= process.provenance(self.device)
                 self.board = Board(self.folder.path, self.first + 1) if self.opt.tensorboard else None
         return self
 

@@ -17,6 +17,7 @@ import images
 import options
 import process
 import resnet
+import utils
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Consumer
 from tools.benchmark.sides import Prepared
@@ -137,7 +138,7 @@ def forward(f: Network, params: Params, device: torch.device, dtype: str) -> Con
 
     @torch.no_grad()
     def computed(sample: Sample) -> Sample:
-        with devices.autocast(device, dtype):
+        with utils.autocast(device, dtype):
             f(sample.x, params, False)
         return sample
 
