@@ -27,8 +27,8 @@ def tiff(pixels, bits, kind=1):
     height, width, channels = (*pixels.shape, 1)[:3]
     data = pixels.tobytes()
     tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, bits), (259, 3, 1, 1),
-            (262, 3, 1, 2 if channels == 3 else 1), (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height),
-            (279, 4, 1, len(data)), (339, 3, 1, kind)]
+            (262, 3, 1, 2 if channels == 3 else 1), (273, 4, 1, 8), (277, 3, 1, channels),
+            (278, 3, 1, height), (279, 4, 1, len(data)), (339, 3, 1, kind)]
     more = b''
     if channels == 3:  # three numbers take more room than the tag has
         where = 8 + len(data) + 2 + 12 * len(tags) + 4
@@ -108,7 +108,8 @@ def test_dark_pictures_of_eight_bits_stay():
 
 
 @pytest.mark.parametrize('options', [{}, {'progressive': True}])
-@pytest.mark.parametrize('more', [b'\xff\xda' * 300, b'\0', b'\xff\xd8' + b'\xff\xda\0\2' * 900 + b'\xff\xd9'])
+@pytest.mark.parametrize('more', [
+    b'\xff\xda' * 300, b'\0', b'\xff\xd8' + b'\xff\xda\0\2' * 900 + b'\xff\xd9'])
 def test_what_follows_a_jpeg_does_not_matter(options, more):
     """A film of a telephone, for instance."""
     data = content(picture(3), **options)
@@ -145,7 +146,8 @@ def test_text_and_profile_of_a_png_do_not_matter():
     palette = picture(5).convert('P')
     for image, options in ((clear, {}), (palette, {'transparency': 3})):
         data = content(image, 'PNG', **options)
-        assert np.array_equal(rgb(decoding.decode(data)), np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+        assert np.array_equal(rgb(decoding.decode(data)), expected)
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -201,6 +203,5 @@ def test_torch_decodes_no_jpeg_that_is_cut_off(monkeypatch):
 
     monkeypatch.setattr(decoding, 'decode_jpeg', fail)
     refused(content(picture(1))[:-2], 'truncated')
-    with pytest.raises(decoding.Damaged):
-        decoding.decode(content(picture(1))[:-100])
-    assert torch.equal(decoding.decode(content(picture(1)) + b'\0'), decoding.decode(content(picture(1)) + b'\n'))
+    refused(content(picture(1))[:-100], 'truncated')
+    assert torch.equal(*(decoding.decode(content(picture(1)) + more) for more in (b'\0', b'\n')))
