@@ -37,7 +37,7 @@ def decode(content: bytes) -> Tensor:
 
     Whatever its name says, the content tells the format. Of 16 bits a channel the upper 8 are taken.
     Damaged: no image or part of one, MAX_PIXELS, or pixels whose white is not known, since they would be
-    black or white all over. MemoryError: there is no memory to decode it, damaged or not.
+    black or white all over. MemoryError and OSError: the machine is what fails, damaged or not.
     """
     n_pixels = 0
     if content.startswith(PNG):
@@ -56,6 +56,8 @@ def decode(content: bytes) -> Tensor:
     except Damaged:
         raise
     except Exception as e:  # PIL lets out whatever comes of damage: SyntaxError, struct.error, ...
+        if isinstance(e, OSError) and e.errno:  # of the machine: PIL loads its parts when it needs them
+            raise
         # Some decoders call an image damaged when they lack memory, and others lack it for a damaged image.
         np.empty(BYTES_AT_LEAST + BYTES_PER_PIXEL * n_pixels, np.uint8)
         reason = 'it holds no image' if isinstance(e, UnidentifiedImageError) else str(e).split('\n')[0]

@@ -228,6 +228,17 @@ def machine_fault(what: str, number: int) -> InputError:
     return InputError(f'{what} ({os.strerror(number)}): {remedy}')
 
 
+def _iter(pool: DataLoader) -> Iterator[Any]:
+    """iter(pool); where that fails, what is half made goes at once, without a word about what it lacks."""
+    try:
+        return iter(pool)
+    except (OSError, RuntimeError) as e:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        e.__traceback__ = None  # which has held it
+        sys.unraisablehook = hook
+        raise
+
+
 def _start(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     sys.excepthook = lambda *_: None  # of the thread that hands out batches, when the main process is gone
@@ -302,7 +313,7 @@ class Loader(data.RankLoader):
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', 'This DataLoader will create')  # more workers than cores
                 self.pool = self.pool or self._open()
-                self.results = iter(self.pool)
+                self.results = _iter(self.pool)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler)  # DataLoader's raises wherever we are if a worker dies
             for _ in self.parts:
