@@ -160,6 +160,17 @@ def dataset_of(path: Path | str) -> str | None:
     return _text(known.get('dataset')) if isinstance(known, dict) else None
 
 
+def classes_of(path: Path | str) -> list[str] | None:
+    """The names of classes that a run's folder or a checkpoint knows; None where nothing tells."""
+    try:
+        state = read(Path(path) / MODEL if Path(path).is_dir() else path)
+    except InputError:  # weights in another form
+        return None
+    known = state.get('options') if isinstance(state, dict) else None
+    names = known.get('classes') if isinstance(known, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 

@@ -51,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.add_training(parser, batch_size=256, epochs=100, epoch_step='[30,60,90]', lr_decay_ratio=0.1,
                          weight_decay=1e-4)
     options.add_device(parser)
+    parser.set_defaults(nthread=min(parser.get_default('nthread'), devices.n_cores()))
     opt = parser.parse_args(arguments)
     if opt.finetune:
         parser.set_defaults(**FINETUNING)
@@ -82,11 +83,13 @@ def main() -> None:
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
         train_set, test_set = splits.load(opt.dataset, opt.imagenetpath, train=not opt.evaluate)
-        num_classes = len(test_set.classes)
+        classes, num_classes = test_set.classes, len(test_set.classes)
+        if (note := splits.note_of(train_set, test_set)) and not devices.rank():
+            process.say(note)
         if opt.evaluate:
             path = options.evaluated(opt)
             with devices.first_rank_first():
-                f, params = training.load(path, opt.dataset, num_classes, device)
+                f, params = training.load(path, opt.dataset, num_classes, device, classes)
             test_loader = loader(opt, test_set, device)
             result = training.evaluate(evaluation(f, params, opt.dtype), test_loader, TOPK)
             damaged, = training.n_damaged(test_loader)
@@ -102,9 +105,9 @@ def main() -> None:
         teacher: Params = {}
         if opt.teacher_params:
             with devices.first_rank_first():  # which downloads it
-                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
+                f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device, classes)
         hints = adaptors(opt, f_s, student, f_t, teacher)
-        folder = training.folder_of(opt)
+        folder = training.folder_of(opt, classes)
         if opt.finetune and not folder.state:
             with devices.first_rank_first():
                 student = pretrained(opt.finetune, student)
@@ -120,7 +123,7 @@ def main() -> None:
                   f'{len(test_set.labels)} to test')
         crop = 'random' if opt.finetune else 'resized'
         training.train(opt, folder, h, h_test, student, loader(opt, train_set, device, crop, opt.seed),
-                       loader(opt, test_set, device), num_classes, TOPK)
+                       loader(opt, test_set, device), num_classes, TOPK, classes)
 
 
 def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',

@@ -24,6 +24,7 @@ import images
 import options
 import process
 import resnet
+import splits
 import utils
 from checkpoint import Folder
 from data import Sample
@@ -37,8 +38,12 @@ Loader = data.Loader | images.Loader
 # --- networks and their weights ---------------------------------------------------------------------------
 
 
-def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
-    """A trained network, which must know the classes of the data set; prints what it is."""
+def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
+         classes: list[str] | None = None) -> tuple[Network, Params]:
+    """A trained network, which must know the classes of the data set, if named by the same names, in order.
+
+    Prints what it is.
+    """
     f, params = resnet.load(path)
     trained_on = checkpoint.dataset_of(path)
     if trained_on not in (None, dataset):
@@ -47,15 +52,18 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) 
     n = len(params['fc.bias'])
     if n != num_classes:
         raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
+    note = splits.same_classes(path, checkpoint.classes_of(path), classes) if classes else ''
     if not devices.rank():
+        if note:
+            process.say(note)
         print(f'{path}: {resnet.describe(params)}')
     return f, devices.to_device(params, where)
 
 
 def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
-                 where: torch.device) -> tuple[Network, Params]:
+                 where: torch.device, classes: list[str] | None = None) -> tuple[Network, Params]:
     """A teacher: a trained network in the exported form, which computes the same with less work."""
-    _, params = load(path, opt.dataset, len(student['fc.bias']), where)
+    _, params = load(path, opt.dataset, len(student['fc.bias']), where, classes)
     n, n_student = resnet.n_groups(params), resnet.n_groups(student)
     opt.teacher = resnet.describe(params)  # for the log: the file may be gone when it is read
     compared = [name for name in options.GROUP_LOSSES if getattr(opt, name)]
@@ -66,9 +74,16 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
     return f, devices.to_device(params, where)
 
 
-def folder_of(opt: argparse.Namespace) -> Folder:
+def folder_of(opt: argparse.Namespace, classes: list[str] | None = None) -> Folder:
     """The run's folder, which only the machine of rank 0 need have."""
-    return devices.of_first_rank(lambda: Folder(opt))
+    def found() -> Folder:
+        folder = Folder(opt)
+        known = folder.state and folder.state['options'].get('classes')
+        if classes and isinstance(known, list):
+            splits.same_classes(folder.source, known, classes)
+        return folder
+
+    return devices.of_first_rank(found)
 
 
 def resumed(folder: Folder, fresh: Params, adaptors: Params, where: torch.device) -> Params:
@@ -200,7 +215,8 @@ class ScaledSGD:
 
 
 def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, params: Params,
-          train_loader: Loader, test_loader: Loader, num_classes: int, topk: tuple[int, ...] = (1,)) -> None:
+          train_loader: Loader, test_loader: Loader, num_classes: int, topk: tuple[int, ...] = (1,),
+          classes: list[str] | None = None) -> None:
     """All epochs that are left of a run; after each, a line of the log and a checkpoint.
 
     `params` are the student and its adaptors. The learning rate drops at the start of the epochs in
@@ -238,6 +254,9 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
     constants = vars(opt) | process.provenance(where) | {
         'cuda': where.type == 'cuda', 'num_classes': num_classes,
         'n_parameters': utils.n_parameters(student)}
+    known: dict[str, Any] = {'num_classes': num_classes}
+    if classes:
+        constants['classes'], known['classes'] = splits.short_form(classes), classes
     engine, pace = Engine(), Pace()
     begun = 0.0  # when training in an epoch began, by a clock that nobody sets
     meters, bar, board = Meters(topk), None, None
@@ -281,7 +300,7 @@ def train(opt: argparse.Namespace, folder: Folder, h: Method, h_test: Method, pa
                         {'params': {name: t.detach() for name, t in student.items()},
                          'adaptors': {name: t.detach() for name, t in adaptors.items()},
                          'optimizer': state['optimizer'].state_dict(), 'epoch': epoch,
-                         'options': vars(opt) | {'num_classes': num_classes}})
+                         'options': vars(opt) | known})
             if board:
                 board.add(result)
         pace.add()
