@@ -189,6 +189,17 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return epochs
 
 
+def classes_of(path: Path | str) -> list[str] | None:
+    """The names of classes that a run's folder or a checkpoint knows; None where nothing tells."""
+    try:
+        state = read(Path(path) / MODEL if Path(path).is_dir() else path)
+    except InputError:  # weights in another form
+        return None
+    known = state.get('options') if isinstance(state, dict) else None
+    names = known.get('classes') if isinstance(known, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:
     """Write the epochs, one strict JSON line each: what is not finite becomes null."""
     text = ''.join(json.dumps(_strict(record), allow_nan=False) + '\n' for record in epochs)

@@ -7,6 +7,7 @@
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -87,7 +88,9 @@ def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]
                              'downloaded again, or name another folder by --dataroot')
     new = [p for p in (Path(root), *Path(root).parents) if not p.exists()]
     try:
-        split = kind(root, train=train, download=bool(missing))
+        with warnings.catch_warnings():  # of numpy 2.4.0 and 2.4.1, about how these files were written
+            warnings.simplefilter('ignore', np.exceptions.VisibleDeprecationWarning)
+            split = kind(root, train=train, download=bool(missing))
     except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
         with contextlib.suppress(OSError):
             for made in new:

@@ -77,6 +77,11 @@ def keep_freed_memory() -> None:
             mallopt(MALLOPT[option], value)
 
 
+def n_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def to_device(params: Params, device: torch.device) -> Params:
     """Tensors on the device, convolutions with channels last, which both kinds of device compute faster."""
     return {name: t.to(device, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)

@@ -54,6 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.add_training(parser, batch_size=256, epochs=100, epoch_step=[30, 60, 90], lr_decay_ratio=0.1,
                          weight_decay=1e-4)
     options.add_device(parser)
+    parser.set_defaults(nthread=min(parser.get_default('nthread'), devices.n_cores()))
     opt = options.parse(parser, arguments)
     if opt.finetune:
         parser.set_defaults(**FINETUNING)
@@ -89,7 +90,9 @@ def main() -> None:
 
         # Data: lists of image files, which --nthread processes decode and crop.
         train_set, test_set = splits.load(opt.dataset, opt.imagenetpath)
-        num_classes = len(test_set.classes)
+        classes, num_classes = test_set.classes, len(test_set.classes)
+        if note := splits.note_of(train_set, test_set):
+            process.say_first(note)
         train_loader = loader(opt, train_set, device, 'random' if opt.finetune else 'resized', opt.seed)
         test_loader = loader(opt, test_set, device)
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
@@ -105,7 +108,7 @@ def main() -> None:
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_params:
-            f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device)
+            f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device, classes)
         student |= adaptors(opt, f_s, student, f_t, teacher)
         student = devices.to_device(student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
@@ -115,7 +118,7 @@ def main() -> None:
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
-        facts = {'num_classes': num_classes, 'teacher': resnet.fields(teacher)}
+        facts = {'num_classes': num_classes, 'classes': classes, 'teacher': resnet.fields(teacher)}
         run = training.Run(opt, student, h_test, train_loader, test_loader, facts, TOPK)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
@@ -133,7 +136,9 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     """Print loss and errors of trained weights."""
     path = options.evaluated(opt)
     _, test_set = splits.load(opt.dataset, opt.imagenetpath, train=False)
-    f, params = training.load(path, opt.dataset, len(test_set.classes), device)
+    if note := splits.note_of(None, test_set):
+        process.say_first(note)
+    f, params = training.load(path, opt.dataset, len(test_set.classes), device, test_set.classes)
     opt = fast.chosen(opt, device, steps=0)
     test_loader = loader(opt, test_set, device)
     result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)

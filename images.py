@@ -1,79 +1,56 @@
-"""Images from files: decoding, crops, and a loader with worker processes.
+"""Images from files: crops, and a loader with worker processes.
 
     train_set, test_set = splits.load('cub', 'CUB_200_2011')
     for x, labels, epoch, share in images.Loader(train_set, 64, torch.device('cuda'), 'random', seed=1):
         ...
 """
 import contextlib
+import errno
 import functools
-import io
 import math
+import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torchvision.io import ImageReadMode, decode_jpeg
+from torch.utils.data import DataLoader, Dataset
 
 import data
+import process
+from decoding import MAX_PIXELS, Damaged, decode
 from splits import Split
 from utils import InputError, Sample
 
 SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of what it is cut from
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
 SCALE, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # of a window's area in the image, and of its width to its height
-MAX_PIXELS = 64_000_000
-FREE_PIXELS = 16_000_000  # however small the file
-MAX_PIXELS_PER_BYTE = 1000  # of more than FREE_PIXELS; photographs have 1 to 60, scans of text up to 700
-MAX_SIDE = 65_535  # JPEG's; PIL takes memory for each row
-MAX_SCANS = 200  # of a JPEG, which is gone through for each; common are 1 to 12
 TRIES = 100  # damaged images in a row, after which the fault lies elsewhere
 CROPS = ('resized', 'random', 'center')
-FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM')  # for others PIL may start programs
+PREFETCH = 2  # batches that a worker is ahead
 
-
-class Damaged(Exception):
-    """An image that cannot be used; the message is the reason, without the name of the file."""
+# Errors that belong to one file. All others belong to the machine: no image is skipped for them.
+OF_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+           errno.ENAMETOOLONG}
+REMEDIES = {
+    errno.EMFILE: 'raise the limit `ulimit -n`, or give a smaller --nthread',
+    errno.ENFILE: 'end other programs, or give a smaller --nthread',
+    errno.EAGAIN: 'raise the limit `ulimit -u`, or give a smaller --nthread',
+    errno.ENOMEM: 'give a smaller --nthread or --batch_size, or end other programs',
+    errno.ENOSPC: 'enlarge the shared memory /dev/shm, or give a smaller --batch_size or --nthread'}
+LIMITS = {  # in the words of torch and of threading
+    'unable to allocate shared memory': errno.ENOSPC, 'Too many open files': errno.EMFILE,
+    "can't start new thread": errno.EAGAIN}
 
 
 # --- one image -------------------------------------------------------------------------------------------
-
-
-def decode(content: bytes) -> Tensor:
-    """Content of an image file -> uint8 (3, H, W), RGB, not turned by EXIF, as torchvision's ImageFolder.
-
-    Whatever its name says, the content tells the format. Damaged: no image or part of one, or MAX_PIXELS.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # reads the header
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Damaged(f'its {width}x{height} pixels are more than {MAX_PIXELS:,}')
-            if max(width, height) > MAX_SIDE:
-                raise Damaged(f'its {width}x{height} pixels are too long and thin')
-            if width * height > max(FREE_PIXELS, MAX_PIXELS_PER_BYTE * len(content)):
-                raise Damaged(f'its {width}x{height} pixels are too many for {len(content):,} bytes')
-            if image.format in ('JPEG', 'MPO') and content.count(b'\xff\xda') > MAX_SCANS:
-                raise Damaged(f'it has more than {MAX_SCANS} scans')
-            if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
-                with contextlib.suppress(RuntimeError):  # what this refuses PIL may take, or has words for
-                    jpeg = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                    return decode_jpeg(jpeg, ImageReadMode.RGB)  # the pixels of PIL, sooner
-            if image.mode.startswith('I'):  # 16 bits of gray, which PIL would clip to white
-                gray = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return torch.from_numpy(np.array(gray.convert('RGB'))).permute(2, 0, 1)
-            return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
-    except Exception as e:  # PIL lets out whatever comes of damage: SyntaxError, struct.error, ...
-        reason = 'it holds no image' if isinstance(e, UnidentifiedImageError) else str(e).split('\n')[0]
-        raise Damaged(reason or type(e).__name__) from None
 
 
 def cut_box(image: Tensor, box: np.ndarray) -> Tensor:
@@ -150,46 +127,68 @@ def _mean_std(device: torch.device) -> Tensor:
 
 
 Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), how many were damaged
+Task = tuple[int, list[int], int]  # an epoch, numbers of images, and the number of a slot
 
 
 class Reader(Dataset):
-    """Makes batches, in a worker: reader[epoch, index] is that of the B images at index.
+    """Makes batches, in a worker: reader[epoch, index, slot] writes the B images at index into a slot.
 
-    The draws for an image follow from seed, epoch and index alone, whoever makes them.
+    Slots are shared with the main process, so that a worker hands over numbers only: whatever goes wrong with
+    tensors in the thread of a queue would be waited for without end. The draws for an image follow from seed,
+    epoch and index alone.
     """
 
     def __init__(self, split: Split, kind: str, seed: int | None, skip_damaged: bool):
         self.split, self.kind, self.seed, self.skip_damaged = split, kind, seed, skip_damaged
+        self.slots: list[Tensor] = []
 
-    def __getitem__(self, task: tuple[int, list[int]]) -> Batch | InputError:
+    def __getitem__(self, task: Task) -> Any:
+        """What work() returns, or an InputError: raised here, it would bring the traceback of a worker."""
+        epoch, index, slot = task
         try:
-            return self.batch(*task)
+            return self.work(epoch, index, self.slots[slot])
         except InputError as e:
-            return e  # raised here, it would bring the traceback of a worker
+            return e
+        except (MemoryError, RuntimeError) as e:
+            if not process.is_out_of_memory(e):
+                raise
+            return machine_fault('images cannot be read', errno.ENOMEM)
 
     def batch(self, epoch: int, index: list[int]) -> Batch:
-        with quiet():
-            return self._batch(epoch, index)
+        """The batch of the B images at index."""
+        x = torch.empty((len(index), SIZE, SIZE, 3), dtype=torch.uint8)
+        taken, n_damaged = self.fill(epoch, index, x)
+        return x[:len(taken)], self.split.labels[taken], n_damaged
 
-    def _batch(self, epoch: int, index: list[int]) -> Batch:
-        x = shared((len(index), SIZE, SIZE, 3), len(index))
+    def fill(self, epoch: int, index: list[int], x: Tensor) -> tuple[list[int], int]:
+        """Write images into x (from B, SIZE, SIZE, 3); return which ones, and how many were damaged."""
         taken: list[int] = []
         n_damaged, n = 0, len(self.split.paths)
-        for i in index:
-            for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and what may replace it
-                try:
-                    x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
-                    taken.append(j % n)
-                    break
-                except (Damaged, OSError) as e:
-                    reason = f'{self.split.path(j % n)} is damaged ({getattr(e, "strerror", e)})'
-                if not self.skip_damaged:
-                    raise InputError(f'{reason}: mend or delete it, or give --skip_damaged')
-                n_damaged += j == i
-            else:
-                if self.seed is not None:
-                    raise InputError(f'{reason}, as are all around it: see what befell {self.split.root}')
-        return x[:len(taken)], self.split.labels[taken], n_damaged
+        with quiet():
+            for i in index:
+                # Image i, and what may replace it.
+                for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):
+                    try:
+                        x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
+                        taken.append(j % n)
+                        break
+                    except (Damaged, OSError) as e:
+                        reason = self.damage(j % n, e)
+                    if not self.skip_damaged:
+                        raise InputError(f'{reason}: mend or delete it, or give --skip_damaged')
+                    n_damaged += j == i
+                else:
+                    if self.seed is not None:
+                        raise InputError(f'{reason}, as are all around it: see what befell {self.split.root}')
+        return taken, n_damaged
+
+    work = fill  # of a worker
+
+    def damage(self, i: int, e: Damaged | OSError) -> str:
+        """The sentence that image i is damaged. InputError if the machine is what failed."""
+        if isinstance(e, OSError) and e.errno not in OF_FILE:
+            raise machine_fault(f'{self.split.path(i)} cannot be read', e.errno or 0)
+        return f'{self.split.path(i)} is damaged ({getattr(e, "strerror", e)})'
 
     def rng(self, epoch: int, i: int) -> np.random.Generator:
         """What the draws for image i come from in an epoch."""
@@ -211,33 +210,39 @@ class Reader(Dataset):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without stderr, on which libjpeg and libtiff, past Python, comment on each damaged image."""
-    try:
-        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is none
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there is none, or no more files may be open
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nothing)
+            os.dup2(nothing, 2)
+            stack.callback(os.dup2, kept, 2)
         yield
-        return
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
-def shared(shape: tuple[int, ...], n: int) -> Tensor:
-    """Room for n images, uint8; in a worker shared, so that the main process takes it as it is."""
-    x = torch.empty(shape, dtype=torch.uint8)
+def machine_fault(what: str, number: int) -> InputError:
+    """What cannot be done since the machine has reached a limit, or a file system is away."""
+    remedy = REMEDIES.get(number, 'see to the disk or the network, then go on with the run')
+    return InputError(f'{what} ({os.strerror(number)}): {remedy}')
+
+
+def _iter(pool: DataLoader) -> Iterator[Any]:
+    """iter(pool); where that fails, what is half made goes at once, without a word about what it lacks."""
     try:
-        return x if get_worker_info() is None else x.share_memory_()
-    except RuntimeError:
-        raise InputError(f'shared memory (/dev/shm) has no room for {n} more images: enlarge it, or give '
-                         'a smaller --batch_size or --nthread') from None
+        return iter(pool)
+    except (OSError, RuntimeError) as e:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        e.__traceback__ = None  # which has held it
+        sys.unraisablehook = hook
+        raise
 
 
 def _start(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     sys.excepthook = lambda *_: None  # of the thread that hands out batches, when the main process is gone
+    # What this thread fails to hand over the main process would wait for. It sees the end of a worker.
+    multiprocessing.queues.Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # type: ignore[attr-defined]
 
 
 class Loader(data.RankLoader):
@@ -248,8 +253,10 @@ class Loader(data.RankLoader):
     start with the first epoch and stay until close(); with 0, this process does their work. One iteration at
     a time: a new one ends that before it. InputError names a damaged image; with skip_damaged the next sound
     one takes its place in training, and in evaluation it is left out; `damaged` counts them in the epoch.
-    InputError as well if a worker is killed.
+    InputError as well if a worker is killed, or if the machine has reached a limit.
     """
+
+    kind = Reader
 
     def __init__(
             self, split: Split, batch_size: int, device: torch.device, crop: str, seed: int | None = None,
@@ -258,48 +265,77 @@ class Loader(data.RankLoader):
             raise InputError(f'no crop {crop!r} with seed {seed}: give one of {CROPS}, and a seed for draws')
         super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
-        self.reader = Reader(split, crop, seed, skip_damaged)
+        self.reader: Any = self.kind(split, crop, seed, skip_damaged)
         # Of an epoch, what the workers are asked for in turn. To hand over tensors takes a thread here, which
         # would tell in many lines that a worker was killed.
-        self.tasks: list[tuple[int, list[int]]] = []
+        self.tasks: list[Task] = []
         self.pool: DataLoader | None = None
-        self.batches: Iterator[Batch | InputError] | None = None
+        self.results: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         n, epoch, self.damaged = len(self.reader.split.paths), self.epoch, 0
         order = (torch.arange(n) if self.seed is None else
                  torch.randperm(n, generator=data.generator(self.seed, epoch, 0)))
-        self.tasks[:] = [(epoch, order[part].tolist()) for part, _ in self.parts]
-        for i, (batch, (_, share)) in enumerate(zip(self._work(), self.parts, strict=True)):
-            if isinstance(batch, InputError):
-                raise batch
-            self.damaged += batch[2]
+        self.tasks[:] = [(epoch, order[part].tolist(), i % self.n_slots)
+                         for i, (part, _) in enumerate(self.parts)]
+        results = zip(self.tasks, self._results(), self.parts, strict=True)
+        for i, (task, result, (_, share)) in enumerate(results):
+            if isinstance(result, InputError):
+                raise result
+            x, labels, n_damaged = self._batch(task, result)
+            self.damaged += n_damaged
             if self.damaged == self.n_images:
                 raise InputError(f'all {self.n_images} images of {self.reader.split.root} are damaged')
-            x, labels = (t.to(self.device, non_blocking=True) for t in batch[:2])
             yield Sample(normalize(x), labels, epoch, i, share)
 
     def close(self) -> None:
         """End the workers; a next epoch starts new ones."""
-        self.pool = self.batches = None
+        self.pool = self.results = None
+        self.reader.slots = []
 
-    def _work(self) -> Iterator[Batch | InputError]:
+    @property
+    def n_slots(self) -> int:
+        """Each worker is PREFETCH batches ahead, while the step reads one more."""
+        return PREFETCH * self.workers + 1
+
+    def _batch(self, task: Task, result: tuple[list[int], int]) -> Batch:
+        """The batch on the device, from what the workers have written into its slot."""
+        taken, n_damaged = result
+        x, labels = self.reader.slots[task[2]][:len(taken)], self.reader.split.labels[taken]
+        if self.device.type == 'cuda':
+            x, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (x, labels))
+        return x, labels, n_damaged
+
+    def _results(self) -> Iterator[Any]:
         """What comes of the tasks. Nothing but self holds the iterator, so that close() frees the workers."""
         try:
-            if self.pool is None:
-                self.pool = DataLoader(
-                    self.reader, batch_size=None, sampler=self.tasks, num_workers=self.workers,
-                    persistent_workers=self.workers > 0, pin_memory=self.device.type == 'cuda',
-                    worker_init_fn=_start, generator=torch.Generator())  # else it draws from the global one
             handler = signal.getsignal(signal.SIGCHLD)
-            self.batches = iter(self.pool)
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', 'This DataLoader will create')  # more workers than cores
+                self.pool = self.pool or self._open()
+                self.results = _iter(self.pool)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler)  # DataLoader's raises wherever we are if a worker dies
             for _ in self.parts:
-                yield next(self.batches)
-        except (RuntimeError, EOFError, OSError) as e:  # the last two if it dies while it hands over a batch
-            if isinstance(e, RuntimeError) and not str(e).startswith('DataLoader worker'):
+                yield next(self.results)
+        except (RuntimeError, EOFError, OSError) as e:  # EOFError if it dies while it hands over a batch
+            limit = e.errno if isinstance(e, OSError) else next(
+                (number for words, number in LIMITS.items() if words in str(e)), None)
+            if isinstance(e, RuntimeError) and limit is None and not str(e).startswith('DataLoader worker'):
                 raise
             self.close()
+            if limit in REMEDIES:
+                raise machine_fault('processes that read images cannot work', limit) from None
             raise InputError('a process that reads images was killed, perhaps for want of memory: '
                              'give a smaller --nthread or --batch_size') from None
+
+    def _open(self) -> DataLoader:
+        """Make the slots, and what starts workers."""
+        largest = max(part.stop - part.start for part, _ in self.parts)
+        for _ in range(self.n_slots):
+            x = torch.empty((largest, SIZE, SIZE, 3), dtype=torch.uint8)
+            self.reader.slots.append(x.share_memory_() if self.workers else x)
+        return DataLoader(
+            self.reader, batch_size=None, sampler=self.tasks, num_workers=self.workers,
+            persistent_workers=self.workers > 0, prefetch_factor=PREFETCH if self.workers else None,
+            worker_init_fn=_start, generator=torch.Generator())  # else it draws from the global one

@@ -9,7 +9,6 @@ few levels: it computes in floats, and spreads colours over pixels in its own wa
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,14 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import images
-from images import Batch, Damaged
+from decoding import END, MAX_PIXELS, Damaged
+from images import Batch, Task
 from splits import Split
 from utils import InputError
 
 AT_ONCE = 32  # files: their whole images lie on the device together
-END = b'\xff\xd9'  # of a JPEG
 
-Files = tuple[Tensor, list[int]]  # contents, one after another, uint8, and their B sizes; 0: not for nvJPEG
+Files = list[int | bytes]  # of each file the content, or its size in the slot; 0: not for nvJPEG
 
 
 def suits(content: bytes) -> bool:
@@ -39,7 +38,7 @@ def suits(content: bytes) -> bool:
             warnings.simplefilter('ignore')
             return (image.format == 'JPEG' and image.mode in ('L', 'RGB')
                     and image.info.get('adobe_transform') != 0  # of three channels: RGB as it is
-                    and image.width * image.height <= images.MAX_PIXELS)
+                    and image.width * image.height <= MAX_PIXELS)
     except Exception:  # PIL lets out whatever comes of damage
         return False
 
@@ -58,29 +57,40 @@ def decode(files: list[Tensor], device: torch.device) -> list[Tensor | None]:
 
 
 class Reader(images.Reader):
-    """Reads files, in a worker: reader[epoch, index] are the B at index; decoded() makes the batch."""
+    """Reads files, in a worker: reader[epoch, index, slot] are the B at index; decoded() makes the batch."""
 
-    def __getitem__(self, task: tuple[int, list[int]]) -> Files | InputError:  # type: ignore[override]
-        found = []
-        for i in task[1]:
+    def work(self, epoch: int, index: list[int], x: Tensor) -> Files:  # type: ignore[override]
+        """Write into the slot what it has room for."""
+        room, start = x.view(-1).numpy(), 0
+        found: Files = []
+        for i in index:
             content = b''
             with contextlib.suppress(OSError), open(self.split.path(i), 'rb') as file:
                 content = file.read()
-            found.append(content if suits(content) else b'')
-        joined = b''.join(found)
-        try:
-            room = images.shared((len(joined),), len(found))
-        except InputError as e:
-            return e
-        room.numpy()[:] = np.frombuffer(joined, np.uint8)
-        return room, [len(content) for content in found]
+            stop = start + len(content)
+            if not suits(content):
+                found.append(0)
+            elif stop > len(room):
+                found.append(content)
+            else:
+                room[start:stop] = np.frombuffer(content, np.uint8)
+                found.append(len(content))
+                start = stop
+        return found
 
-    def decoded(self, epoch: int, index: list[int], files: Files, device: torch.device) -> Batch:
-        """The batch of images.Reader, on the device.
+    def decoded(self, epoch: int, index: list[int], files: Files, x: Tensor, device: torch.device) -> Batch:
+        """The batch of images.Reader, on the device, from what work() has returned and written into x.
 
         What is not for nvJPEG or refused by it, and what is damaged, goes the way of the CPU, one by one.
         """
-        contents, parts = files[0].split(files[1]), []
+        room, start = x.view(-1), 0
+        contents, parts = [], []
+        for file in files:
+            if isinstance(file, bytes):
+                contents.append(torch.frombuffer(bytearray(file), dtype=torch.uint8))
+            else:
+                contents.append(room[start:start + file])
+                start += file
         for start in range(0, len(index), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             if device.type == 'cuda':  # torchvision decodes in another stream, which does not wait for what
@@ -89,8 +99,8 @@ class Reader(images.Reader):
             for i, content in zip(index[some], contents[some], strict=True):
                 image = next(whole) if len(content) else None
                 parts.append(self.part(epoch, i, image))
-        x, labels, n_damaged = zip(*parts, strict=True)
-        return torch.cat([t.to(device) for t in x]), torch.cat(labels).to(device), sum(n_damaged)
+        pixels, labels, n_damaged = zip(*parts, strict=True)
+        return torch.cat([t.to(device) for t in pixels]), torch.cat(labels).to(device), sum(n_damaged)
 
     def part(self, epoch: int, i: int, image: Tensor | None) -> Batch:
         """The batch of image i alone, decoded or not."""
@@ -107,9 +117,10 @@ class Loader(images.Loader):
     The device decodes a batch while it computes the step before: this process waits for the decoder only.
     """
 
+    kind = Reader
+
     def __init__(self, split: Split, batch_size: int, device: torch.device, *args: Any, **options: Any):
         super().__init__(split, batch_size, device, *args, **options)
-        self.reader: Reader = Reader(**vars(self.reader))
         file = io.BytesIO()
         Image.new('RGB', (images.SIZE, images.SIZE)).save(file, 'JPEG')
         if decode([torch.frombuffer(file.getbuffer(), dtype=torch.uint8)], device) == [None]:
@@ -117,16 +128,13 @@ class Loader(images.Loader):
                              '--decode cuda')
         self.stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
 
-    def _work(self) -> Iterator[Batch | InputError]:
-        for k, files in enumerate(super()._work()):
-            yield files if isinstance(files, InputError) else self._decoded(
-                *self.tasks[k], files)  # type: ignore[arg-type]  # of this reader, not of the other one
-
-    def _decoded(self, epoch: int, index: list[int], files: Files) -> Batch:
+    def _batch(self, task: Task, result: Files) -> Batch:  # type: ignore[override]
+        epoch, index, slot = task
+        arguments = epoch, index, result, self.reader.slots[slot], self.device
         if not self.stream:
-            return self.reader.decoded(epoch, index, files, self.device)
+            return self.reader.decoded(*arguments)
         with torch.cuda.stream(self.stream):
-            batch = self.reader.decoded(epoch, index, files, self.device)
+            batch = self.reader.decoded(*arguments)
         step = torch.cuda.current_stream(self.device)
         step.wait_stream(self.stream)
         for t in batch[:2]:

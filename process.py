@@ -95,6 +95,12 @@ def print_first(line: str) -> None:
         print(line, flush=True)
 
 
+def say_first(sentence: str) -> None:
+    """A sentence on stderr, from rank 0."""
+    if not devices.rank():
+        say(sentence)
+
+
 def say_once(sentence: str, status: int = 0) -> int:
     """What all ranks know: under torchrun, which shows what each of them says, rank 0 alone says it."""
     return status if devices.rank() and 'TORCHELASTIC_RUN_ID' in os.environ else say(sentence, status)

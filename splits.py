@@ -3,15 +3,20 @@
     train_set, test_set = splits.load('cub', 'CUB_200_2011')
 """
 import errno
+import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils import InputError
+from utils import InputError, one_line
 
 LAYOUTS = {
     'imagenet': 'train/<synset>/*.JPEG and val/<synset>/*.JPEG',
@@ -21,7 +26,7 @@ LAYOUTS = {
 }
 DATASETS = tuple(LAYOUTS)
 PATH = r'((?!\.\.?/)[^/\0]+/(?!\.\.?$)[^/\0]+)'  # in a list: <class>/<file>, never upwards
-ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 class Split(NamedTuple):
@@ -31,6 +36,7 @@ class Split(NamedTuple):
     labels: Tensor  # (N,) int64
     classes: list[str]
     boxes: np.ndarray | None = None  # (N, 4) float64: left, top, width, height in pixels
+    left_out: tuple[int, str] = (0, '')  # number of files whose names are not those of images, and one
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[i]))
@@ -41,8 +47,9 @@ def load(dataset: str, root: str, train: bool = True) -> tuple[Split | None, Spl
 
     Without `train`, of folders of classes only the test split is there, and need be.
 
-    Classes are in the order of their names, those of CUB by their numbers. Hidden files are ignored and, in
-    folders of classes, those without the ending of an image. InputError names what is missing or malformed.
+    Classes are in the order of their names, those of CUB by their numbers. Images in sub-folders of a class
+    belong to it. Hidden files are ignored. Files without the ending of an image are counted, and so are links
+    to folders within a class, which may lead anywhere. InputError names what is missing or malformed.
     """
     try:
         if dataset == 'cub':
@@ -57,7 +64,17 @@ def load(dataset: str, root: str, train: bool = True) -> tuple[Split | None, Spl
         return train_set, test_set
     except OSError as e:
         raise InputError(f'{e.filename} cannot be read ({e.strerror}): the folder of {dataset} holds '
-                         f'{LAYOUTS[dataset]}') from None
+                         f'{LAYOUTS[dataset]}{_folders(os.fspath(root))}') from None
+
+
+def note_of(*found: Split | None) -> str:
+    """A note of files that are left out, or nothing."""
+    some = [split for split in found if split and split.left_out[0]]
+    if not some:
+        return ''
+    n = sum(split.left_out[0] for split in some)
+    return one_line(f'note: left out: {n} of the files in folders of classes, such as {some[0].left_out[1]}; '
+                    f'names of images end in {", ".join(ENDINGS)}')
 
 
 def classes_of(folder: str) -> Split:
@@ -65,15 +82,45 @@ def classes_of(folder: str) -> Split:
     classes = sorted(entry.name for entry in _scan(folder) if entry.is_dir())
     if not classes:
         raise InputError(f'{folder} has no folders in it: sort the images into one for each class')
-    paths = []
+    paths, n_left_out, example = [], 0, ''
     for name in classes:
-        files = sorted(entry.name for entry in _scan(os.path.join(folder, name))
-                       if entry.name.lower().endswith(ENDINGS) and not entry.is_dir())
+        files, others = _files(folder, name)
         if not files:
             raise InputError(f'{folder}/{name} has no image in it: add some, or delete it as a class')
-        paths.append(np.array([os.fsencode(f'{name}/{file}') for file in files]))
-    labels = np.repeat(np.arange(len(classes)), [len(part) for part in paths])
-    return Split(folder, np.concatenate(paths), torch.from_numpy(labels), classes)
+        if others:
+            n_left_out, example = n_left_out + len(others), example or os.path.join(folder, others[0])
+        paths.append(np.array([os.fsencode(file) for file in files]))
+    if len(classes) == 1 and any(path.count(b'/') > 1 for path in paths[0].tolist()):
+        raise InputError(f'{folder} has a single class, {classes[0]}, with folders in it: move them up if '
+                         'these are the classes')
+    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(part) for part in paths]))
+    return Split(folder, np.concatenate(paths), labels, classes, None, (n_left_out, example))
+
+
+def _files(folder: str, name: str) -> tuple[list[str], list[str]]:
+    """Images of a class, relative to `folder`, in the order of torchvision's ImageFolder; other files."""
+    images: dict[str, list[str]] = {}
+    inner, others = [name], []
+    for part in inner:  # which grows meanwhile
+        images[part] = []
+        for entry in _scan(os.path.join(folder, part)):
+            path = f'{part}/{entry.name}'
+            if entry.is_dir() and not entry.is_symlink():
+                inner.append(path)
+            elif entry.name.lower().endswith(ENDINGS) and not entry.is_dir():
+                images[part].append(path)
+            else:
+                others.append(path)
+    return [path for part in sorted(images) for path in sorted(images[part])], sorted(others)
+
+
+def _folders(root: str) -> str:
+    """The end of a sentence: which folders there are."""
+    try:
+        names = sorted(entry.name for entry in _scan(root) if entry.is_dir())
+    except OSError:
+        names = []
+    return f'; in {root} there are the folders {few(names)}' if names else ''
 
 
 def _scan(folder: str) -> list[os.DirEntry]:
@@ -83,10 +130,47 @@ def _scan(folder: str) -> list[os.DirEntry]:
             entry.is_file() or entry.is_dir() or not os.path.exists(entry.path))]  # no target
 
 
+# --- names of classes ------------------------------------------------------------------------------------
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many, for messages."""
+    return ', '.join(map(str, names[:3])) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def same_classes(path: Path | str, known: list[str] | None, classes: list[str]) -> str:
+    """InputError if weights were trained on classes of other names. What they know may be unknown: a note.
+
+    Folders of numbers are classes in the order of text, which weights of other programs may have otherwise.
+    """
+    if known is not None:
+        if odd := [names for names in zip_longest(known, classes, fillvalue='none') if names[0] != names[1]]:
+            theirs, ours = map(few, zip(*odd, strict=True))
+            raise InputError(f'{path} was trained on the classes {theirs}, where these images have {ours}: '
+                             'give images of the same classes')
+        return ''
+    numbers = sorted(classes, key=int) if all(name.isdecimal() for name in classes) else classes
+    moved = next((i for i, name in enumerate(classes) if name != numbers[i]), None)
+    return '' if moved is None else one_line(
+        f'note: names of classes are sorted as text, so that {classes[moved]} is class {moved}: if {path} '
+        'knows them by their numbers, give all names as many digits')
+
+
+def short_form(classes: list[str]) -> str:
+    """Names of classes for a line of the log: their number and a hash; the checkpoint holds the names."""
+    return f'{len(classes)}, sha256 {hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:16]}'
+
+
+# --- lists -----------------------------------------------------------------------------------------------
+
+
 def _same(classes: list[str], others: list[str], where: str) -> None:
     if odd := sorted({*classes} ^ {*others}):
-        few = ', '.join(odd[:3]) + (f' and {len(odd) - 3} more' if len(odd) > 3 else '')
-        raise InputError(f'{where} differ in their classes: add {few} to one or take it from the other')
+        one, two = min(classes, others, key=len), max(classes, others, key=len)
+        if len(one) == 1 < len(two):  # as in Tiny-ImageNet, which lists the classes in a text file
+            raise InputError(f'{where} differ in their classes: {few(two)}, and only {one[0]}: sort the '
+                             f'images in {one[0]} into a folder for each class')
+        raise InputError(f'{where} differ in their classes: add {few(odd)} to one or take it from the other')
 
 
 def _cub(root: str) -> tuple[Split, Split]:

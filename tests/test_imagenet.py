@@ -19,8 +19,10 @@ from test_devices import run
 from torchvision import transforms
 
 import checkpoint
+import devices
 import imagenet
 import resnet
+import splits
 import utils
 from tools import export
 from utils import InputError
@@ -79,11 +81,12 @@ def test_command_and_defaults_of_2017():
                                      'resnet-34-export.hkl --gpu_id 0,1 --ngpu 2 --beta 1e+3'))
     assert opt.imagenetpath == os.path.expanduser('~/ILSVRC2012')
     published = {
-        'depth': 18, 'width': 1, 'nthread': 4, 'teacher_params': 'resnet-34-export.hkl', 'batch_size': 256,
+        'depth': 18, 'width': 1, 'teacher_params': 'resnet-34-export.hkl', 'batch_size': 256,
         'lr': 0.1, 'epochs': 100, 'weight_decay': 1e-4, 'epoch_step': [30, 60, 90], 'lr_decay_ratio': 0.1,
         'resume': '', 'alpha': 0, 'temperature': 4, 'beta': 1000, 'ngpu': 2, 'gpu_id': [0, 1]}
     assert {name: getattr(opt, name) for name in published} == published
     assert (opt.at_groups, opt.at_from_epoch, opt.finetune) == ([2, 3], 1, '')
+    assert opt.nthread == min(4, len(os.sched_getaffinity(0)))
     assert opt.save == 'logs/imagenet_resnet_18_1_at'  # it did not ask for --save
 
 
@@ -129,6 +132,60 @@ def test_decode_cuda_where_there_is_none(monkeypatch, capsys):
     assert end.value.code == 2 and '--decode cuda' in message and message.count('\n') == 1
     with pytest.raises(InputError, match='--device cuda'):
         imagenet.parse(['--imagenetpath', 'x', '--decode', 'cuda', '--device', 'cuda'])
+
+
+def test_classes_have_names(tmp_path):
+    """Images of other classes are refused, as many as they may be, by whatever takes up a run."""
+    tree(tmp_path / 'images', ('a', 'b', '\udcff'))
+    tree(tmp_path / 'other', ('x1', 'x2', 'x3'))
+    common = [*SMALL, '--dataset', 'folder', '--epochs', 1]
+    sound(*common, '--dataroot', 'images', '--save', 'run', cwd=tmp_path)
+    record, = log_of(tmp_path / 'run')
+    state = checkpoint.read(tmp_path / 'run' / 'model.pt7')
+    assert state['options']['classes'] == ['a', 'b', '\udcff']
+    assert record['classes'] == state['record']['classes'] == splits.short_form(['a', 'b', '\udcff'])
+    before = listing(tmp_path / 'run')
+    for more in (['--evaluate', '--student_params', 'run'],
+                 ['--evaluate', '--student_params', 'run/model.pt7'],
+                 ['--teacher_params', 'run', '--alpha', 0.5, '--save', 'student'],
+                 ['--resume', 'auto', '--save', 'run', '--epochs', 2], ['--resume', 'run', '--save', 'copy']):
+        done = call(*common, '--dataroot', 'other', *more, cwd=tmp_path)
+        assert (done.status, len(done.errors)) == (2, 1) and 'a, b, ' in done.err and 'x1, x2, x3' in done.err
+        if '--resume' not in more:
+            sound(*common, '--dataroot', 'images', *more, cwd=tmp_path)
+    assert listing(tmp_path / 'run') == before
+    sound(*common, '--dataroot', 'other', '--finetune', 'run', '--save', 'tuned', cwd=tmp_path)
+
+
+def test_numbers_as_classes_of_foreign_weights(tmp_path):
+    tree(tmp_path / 'images', [str(i) for i in range(11)], (('train', 1), ('val', 1)))
+    _, params = resnet.resnet(18, 0.0625, 11)
+    torch.save(params, tmp_path / 'foreign.pth')
+    common = [*SMALL, '--dataset', 'folder', '--dataroot', 'images', '--epochs', 1]
+    for more in (['--evaluate', '--student_params', 'foreign.pth'],
+                 ['--teacher_params', 'foreign.pth', '--alpha', 0.5, '--save', 'student']):
+        done = call(*common, *more, cwd=tmp_path)
+        assert done.status == 0 and done.err.count('\n') == 1 and done.err.startswith('note: ')
+        assert '10 is class 2' in done.err and 'foreign.pth' in done.err
+    sound(*common, '--evaluate', '--student_params', 'student', cwd=tmp_path)
+
+
+def test_files_that_are_left_out_are_told(tmp_path):
+    tree(tmp_path / 'images', ('a', 'b'))
+    (tmp_path / 'images/train/a/7').write_bytes(b'')
+    done = call(*SMALL, '--dataset', 'folder', '--dataroot', 'images', '--epochs', 1, '--save', 'run',
+                cwd=tmp_path)
+    assert (done.status, done.err.count('\n')) == (0, 1)
+    assert done.err.startswith('note: left out: 1 ') and 'train/a/7' in done.err
+
+
+def test_stderr_is_empty_by_default(tmp_path, home, run_script):
+    """Whatever the number of cores, and with more processes than these."""
+    for i, more in enumerate(([], ['--nthread', (os.cpu_count() or 1) + 1])):
+        done = run_script('imagenet.py', '--imagenetpath', home / 'images', *SMALL[:4], '--device', 'cpu',
+                          '--epochs', 1, '--save', f'run{i}', *more)
+        assert (done.returncode, done.stderr) == (0, '')
+        assert log_of(tmp_path / f'run{i}')[0]['nthread'] == (more[1] if more else min(4, devices.n_cores()))
 
 
 # --- training from scratch -------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """Image files: layouts, decoding and crops against PIL and torchvision, workers that come to grief."""
+import errno
 import io
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from torchvision import datasets, transforms
 
+import decoding
 import images
+import nvjpeg
 import splits
 from utils import InputError
 
@@ -571,6 +574,91 @@ def test_a_script_that_is_stopped(split, tmp_path):
             job.wait()
             job.stdout.close()
             job.stderr.close()
+
+
+@pytest.fixture
+def alarm():
+    """Nothing waits for ever."""
+    def late(*_):
+        raise AssertionError('it waits')
+
+    handler = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.usefixtures('alarm')
+@pytest.mark.parametrize('kind', [images.Loader, nvjpeg.Loader])
+def test_too_few_files_may_be_open(split, kind, capfd):
+    """Whatever the limit: a sentence or the batches, no image that is called damaged, nothing on stderr."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = []
+    for more in range(1, 30, 2):
+        one = kind(split, 4, CPU, 'random', 1, workers=2, skip_damaged=True)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + more, limits[1]))
+            found.append(f'{len(list(one))} batches, {one.damaged} damaged')
+        except InputError as e:
+            found.append('ulimit' if 'ulimit -n' in str(e) else str(e))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            one.close()
+        assert not multiprocessing.active_children()
+    assert set(found) == {'ulimit', '6 batches, 0 damaged'} and found[-1] != 'ulimit'
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.usefixtures('alarm')
+def test_what_a_worker_cannot_hand_over_ends_it(loader, monkeypatch):
+    monkeypatch.setattr(images.Reader, 'work', lambda *_: lambda: None)  # which cannot be pickled
+    assert 'killed' in message(loader(workers=2))
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('kind', [images.Loader, nvjpeg.Loader])
+def test_faults_of_the_machine_skip_no_image(split, monkeypatch, number, workers, kind):
+    def fail(path, *_):
+        raise OSError(number, os.strerror(number), path)
+
+    one = kind(split, 5, CPU, 'random', 1, workers=workers, skip_damaged=True)
+    with monkeypatch.context() as patch:
+        for module in (images, nvjpeg):
+            patch.setattr(module, 'open', fail, raising=False)
+        said = message(one)
+    one.close()
+    assert 'damaged' not in said and os.strerror(number) in said and split.root in said
+    assert ('ulimit -n' in said) == (number == errno.EMFILE)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('error', [
+    MemoryError, lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you")])
+def test_want_of_memory_skips_no_image(loader, monkeypatch, error, workers):
+    def fail(*_):
+        raise error()
+
+    monkeypatch.setattr(images, 'crop', fail)
+    said = message(loader(workers=workers, skip_damaged=True))
+    assert 'memory' in said and '--nthread' in said
+
+
+def test_files_of_the_machine_while_decoding(loader, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), 'a module of PIL')
+
+    monkeypatch.setattr(decoding, '_by_pil', fail)
+    monkeypatch.setattr(decoding, 'END', b'none')
+    assert 'ulimit -n' in message(loader(workers=0, skip_damaged=True))
+
+
+@pytest.mark.usefixtures('alarm')
+def test_more_workers_than_cores_are_no_warning(loader, recwarn, monkeypatch):
+    one = loader(workers=(os.cpu_count() or 1) + 2)
+    assert len(epoch(one)[1]) == 23
+    assert not [w for w in recwarn if w.category is UserWarning]
 
 
 def test_no_room_in_shared_memory(loader, monkeypatch):

@@ -10,7 +10,7 @@ from conftest import ROOT
 # A module imports from lower layers only. A new file is placed here first.
 LAYERS = [
     {'utils', 'shapes'},
-    {'checkpoint', 'devices', 'splits'},
+    {'checkpoint', 'decoding', 'devices', 'splits'},
     {'weights', 'process'},
     {'options', 'data', 'nin', 'folded'},
     {'images', 'method', 'resnet'},

@@ -177,8 +177,9 @@ def test_sound_jpeg_is_decoded_here_and_read_once(pair, split, monkeypatch):
 
 def test_a_reader_can_be_sent_to_a_new_process(split):
     reader = pickle.loads(pickle.dumps(nvjpeg.Reader(split, 'random', 1, False)))
-    index = [0, 1, 2]
-    assert torch.equal(reader.decoded(1, index, reader[1, index], CPU)[0], reader.batch(1, index)[0])
+    index, reader.slots = [0, 1, 2], [torch.zeros(3, 224, 224, 3, dtype=torch.uint8)]
+    files = reader[1, index, 0]
+    assert torch.equal(reader.decoded(1, index, files, reader.slots[0], CPU)[0], reader.batch(1, index)[0])
 
 
 def test_no_room_in_shared_memory(pair, split, monkeypatch):

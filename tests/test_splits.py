@@ -118,6 +118,69 @@ def test_folders_that_cannot_be_used(tree, tmp_path):
     assert str(tree / 'train') in unusable('folder', tree)
 
 
+def test_sub_folders_as_torchvision_reads_them(tree):
+    for i, name in enumerate(('more/1.jpg', 'more/x/2.png', 'more-b/1.jpg', 'a/0.jpg', 'more/x/a/1.bmp')):
+        write(tree / 'train/n01' / name, content(picture(i), 'PNG'))
+    write(tree / 'train/n02/.hidden/1.jpg')
+    train, _ = splits.load('folder', tree)
+    shutil.rmtree(tree / 'train/n02/.hidden')
+    expected = datasets.ImageFolder(str(tree / 'train'))
+    assert [train.path(i) for i in range(len(train.paths))] == [path for path, _ in expected.samples]
+    assert train.labels.tolist() == expected.targets and train.left_out == (0, '')
+    assert splits.note_of(train, None) == ''
+
+
+def test_what_is_left_out_is_counted(tree):
+    for name in ('2.jfif', '3.jpg?w=300', '7', 'more/8.txt'):
+        write(tree / 'train/n01' / name)
+    write(tree / 'val/n02/list.csv')
+    for link in ('up', 'self'):  # to folders, which may lead anywhere
+        (tree / 'train/n02' / link).symlink_to('..' if link == 'up' else '.')
+    train, test = splits.load('folder', tree)
+    assert b'n01/2.jfif' in train.paths.tolist() and len(train.paths) == 7
+    assert train.left_out == (5, str(tree / 'train/n01/3.jpg?w=300')) and test.left_out[0] == 1
+    note = splits.note_of(train, test)
+    assert note.startswith('note: ') and ' 6 ' in note and '3.jpg?w=300' in note and '.jfif' in note
+    assert splits.note_of(None, test).count(' 1 ') == 1
+
+
+def test_layouts_of_others_are_named(tree):
+    """Tiny-ImageNet with its images of all classes in one folder; other names; a folder too many."""
+    for name in CLASSES['train']:
+        for file in list((tree / 'train' / name).iterdir()):
+            write(tree / 'train' / name / 'images' / file.name)
+            file.unlink()
+    (tree / 'val').rename(tree / 'sorted')
+    write(tree / 'val/val_annotations.txt', b'val_0.JPEG n01 0 0 9 9')
+    write(tree / 'val/images/val_0.JPEG')
+    message = unusable('imagenet', tree)
+    assert 'only images' in message and 'n01, n02, n10' in message and str(tree / 'val') in message
+    shutil.rmtree(tree / 'val')
+    (tree / 'sorted').rename(tree / 'valid')
+    for dataset in ('imagenet', 'folder'):
+        assert 'train, valid' in unusable(dataset, tree)
+    for part in ('train', 'valid'):
+        (tree / part).rename(tree / 'away')
+        (tree / part.removesuffix('id')).mkdir()
+        (tree / 'away').rename(tree / part.removesuffix('id') / 'images')
+    assert 'single class, images' in unusable('folder', tree)
+
+
+def test_names_of_classes():
+    names = [str(i) for i in range(12)]
+    assert splits.same_classes('x', names, names) == splits.same_classes('x', None, names[:10]) == ''
+    note = splits.same_classes('file.pth', None, sorted(names))
+    assert '10 is class 2' in note and 'file.pth' in note and note.startswith('note: ')
+    assert splits.same_classes('x', None, [*sorted(names), 'twelve']) == ''
+    assert splits.same_classes('x', None, [f'{i:02}' for i in range(12)]) == ''
+    for known, said in ((['a', 'b'], 'a, b, none'), (['1', 'b', '3'], 'classes b, where .* have 2:'),
+                        (['3', '1', '2'], '3, 1, 2'), ([str(i) for i in range(9)], '0, 1, 2 and 6 more')):
+        with pytest.raises(InputError, match=said):
+            splits.same_classes('x', known, ['1', '2', '3'])
+    assert splits.short_form(names) != splits.short_form(sorted(names)) and '12' in splits.short_form(names)
+    assert splits.short_form(['\udcff']).startswith('1, ')
+
+
 @pytest.mark.parametrize('inside', [True, False])
 def test_cub(cub, inside):
     train, test = splits.load('cub', str(cub if inside else cub.parent))

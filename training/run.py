@@ -13,6 +13,7 @@ import devices
 import method
 import process
 import resnet
+import splits
 import utils
 from checkpoint import Folder
 from progress import Board, Pace, Progress
@@ -38,6 +39,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.dtype == 'half')
         self.optimizer = sgd(opt, student, self.scaler)
         self.first = 0  # epochs that are done
+        self.classes = facts.get('classes', [])  # their names, where a data set is not told by its own
         if self.folder.state:
             self.restore(self.folder.state)
         self.facts = {'at_losses': [], **vars(opt), **facts, 'n_parameters': utils.n_parameters(self.student),
@@ -118,11 +120,14 @@ class Run:
         return {'params': {name: t.detach() for name, t in self.student.items()},
                 'adaptors': {name: t.detach() for name, t in self.adaptors.items()},
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'epoch': epoch,
-                'options': vars(self.opt) | {'num_classes': self.facts['num_classes']}}
+                'options': {**vars(self.opt), 'num_classes': self.facts['num_classes'],
+                            **({'classes': self.classes} if self.classes else {})}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
         source, saved = self.folder.source, state['params']
+        if isinstance(known := state['options'].get('classes'), list) and self.classes:
+            splits.same_classes(source, known, self.classes)
         if kinds(saved) != kinds(self.student):
             found = devices.of_first_rank(lambda: resnet.load(source)[1])
             raise InputError(f'{source} holds a {resnet.describe(found)}: the options say another')
@@ -158,6 +163,8 @@ class Run:
             else:
                 self.folder.create()
                 self.facts |= process.provenance(self.device)
+                if self.classes:
+                    self.facts['classes'] = splits.short_form(self.classes)
                 self.board = Board(self.folder.path, self.first + 1) if self.opt.tensorboard else None
         return self
 

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import devices
 import method
+import process
 import resnet
+import splits
 import weights
 from utils import InputError, Network, Params
 
 
-def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) -> tuple[Network, Params]:
-    """A trained network, which must know the classes of the data set; prints what it is."""
+def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
+         classes: list[str] | None = None) -> tuple[Network, Params]:
+    """A trained network, which must know the classes of the data set, in order; prints what it is."""
     with devices.first_rank_first():  # which downloads it
         f, params = resnet.load(path)
     trained_on = weights.dataset_of(path)
@@ -22,15 +26,16 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device) 
     n = len(params['fc.bias'])
     if n != num_classes:
         raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
-    if not devices.rank():
-        print(f'{path}: {resnet.describe(params)}')
+    if classes and (note := splits.same_classes(path, checkpoint.classes_of(path), classes)):
+        process.say_first(note)
+    process.print_first(f'{path}: {resnet.describe(params)}')
     return f, devices.to_device(params, where)
 
 
 def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
-                 where: torch.device) -> tuple[Network, Params]:
+                 where: torch.device, classes: list[str] | None = None) -> tuple[Network, Params]:
     """A teacher: a trained network in the exported form, which computes the same with less work."""
-    _, params = load(path, opt.dataset, len(student['fc.bias']), where)
+    _, params = load(path, opt.dataset, len(student['fc.bias']), where, classes)
     n, n_student = resnet.n_groups(params), resnet.n_groups(student)
     compared = [loss.option for loss in method.active(opt) if loss.groups]
     if compared and n != n_student:
