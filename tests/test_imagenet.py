@@ -27,7 +27,8 @@ import utils
 from tools import export
 from utils import InputError
 
-SMALL = ['--width', '0.0625', '--batch_size', '8', '--nthread', '0', '--device', 'cpu', '--lr', '0.01']
+SMALL = ['--width', '0.0625', '--batch_size', '8', '--nthread', '0', '--device', 'cpu', '--lr', '0.01',
+         '--epoch_step', '[]']
 CLASSES = ('n01', 'n02', 'n03')
 
 
@@ -183,7 +184,7 @@ def test_stderr_is_empty_by_default(tmp_path, home, run_script):
     """Whatever the number of cores, and with more processes than these."""
     for i, more in enumerate(([], ['--nthread', (os.cpu_count() or 1) + 1])):
         done = run_script('imagenet.py', '--imagenetpath', home / 'images', *SMALL[:4], '--device', 'cpu',
-                          '--epochs', 1, '--save', f'run{i}', *more)
+                          '--epochs', 1, '--epoch_step', '[]', '--save', f'run{i}', *more)
         assert (done.returncode, done.stderr) == (0, '')
         assert log_of(tmp_path / f'run{i}')[0]['nthread'] == (more[1] if more else min(4, devices.n_cores()))
 
@@ -194,7 +195,7 @@ def test_stderr_is_empty_by_default(tmp_path, home, run_script):
 def test_teacher_and_student_as_a_user_starts_them(tmp_path, home, run_script):
     """With worker processes, and the folder named by the options; then on, and evaluated."""
     (tmp_path / 'images').symlink_to(home / 'images')
-    command = ['--imagenetpath', 'images', *SMALL[:4], '--lr', 0.01, '--depth', 18, '--teacher_params',
+    command = ['--imagenetpath', 'images', *SMALL[:4], *SMALL[8:], '--depth', 18, '--teacher_params',
                home / 'logs' / 'r34', '--beta', '1e+3', '--alpha', 0.5, '--at_from_epoch', 2, '--nthread', 2]
     done = run_script('imagenet.py', *command, '--epochs', 2, OMP_NUM_THREADS='1')
     assert (done.returncode, done.stderr) == (0, '')
@@ -502,7 +503,8 @@ def test_photos_from_training_to_exports(tmp_path, shared):
         (tmp_path / 'photos' / part).mkdir(parents=True)
         for folder in sorted((shared / 'data' / 'photos').glob('n*'))[:12]:
             (tmp_path / 'photos' / part / folder.name).symlink_to(folder)
-    common = ['--imagenetpath', 'photos', '--width', 0.25, '--batch_size', 5, '--nthread', 0, '--lr', 0.02]
+    common = ['--imagenetpath', 'photos', '--width', 0.25, '--batch_size', 5, '--nthread', 0, '--lr', 0.02,
+              '--epoch_step', '[]']
     sound(*common, '--depth', 34, '--epochs', 2, '--save', 'r34', cwd=tmp_path)
     student = [*common, '--teacher_params', 'r34', '--beta', 1e3, '--save', 'r18_at']
     sound(*student, '--epochs', 1, cwd=tmp_path)
