@@ -48,10 +48,10 @@ test-distributed: .venv/.installed-dev  ## every test of several ranks, and how 
 	@$(VENV_PYTHON) -m pytest -m ranks
 
 faults: .venv/.installed-dev  ## kill, stop, damage and starve runs, 200 times, and see that they go on
-	@$(VENV_PYTHON) -m tests.faults --rounds 200
+	@$(VENV_PYTHON) -m stress.faults --rounds 200
 
 fuzz: .venv/.installed-dev  ## feed the readers 20,000 hostile and broken files; ARGS='--seed 2'
-	@$(VENV_PYTHON) -m tests.fuzz --cases 20000 $(ARGS)
+	@$(VENV_PYTHON) -m stress.fuzz --cases 20000 $(ARGS)
 
 lint: .venv/.installed-dev  ## run ruff on the sources, mypy on the modules
 	@$(VENV_PYTHON) -m ruff check .

@@ -10,18 +10,15 @@ from pathlib import Path
 import torch
 from torchnet.engine import Engine
 
-import data
-import devices
 import nin
-import options
-import process
 import resnet
 import training
 import utils
-import weights
+from inputs import cifar as data
 from method import adaptors, evaluation_step, training_step
-from training import fast
+from training import devices, exits, fast, options
 from utils import InputError, Network, Params
+from weights import networks, tensors
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -106,7 +103,7 @@ def main() -> None:
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher)
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
-        facts = {'num_classes': num_classes, 'teacher': resnet.fields(teacher)}
+        facts = {'num_classes': num_classes, 'teacher': networks.fields(teacher)}
         run = training.Run(opt, student, h_test, train_loader, test_loader, facts)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
@@ -128,7 +125,7 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     opt = fast.chosen(opt, device, steps=0)
     h_test = evaluation_step(f, params, opt.dtype)
     result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH[device.type]))
-    process.print_first(f'{path}: test loss {result["loss"]:.4f} accuracy {result["acc"]:.2f} '
+    exits.print_first(f'{path}: test loss {result["loss"]:.4f} accuracy {result["acc"]:.2f} '
                         f'error {100 - result["acc"]:.2f}')
 
 
@@ -154,7 +151,7 @@ def loader(split: data.Images, batch_size: int, seed: int | None = None, augment
 
 def find_teacher(name: str) -> Path | str:
     """The run, file or address that --teacher_id names, under logs/ first."""
-    if weights.is_address(name):
+    if tensors.is_address(name):
         return name
     for path in (Path('logs', name), Path(name)):
         if path.exists():
@@ -164,4 +161,4 @@ def find_teacher(name: str) -> Path | str:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

@@ -8,6 +8,7 @@ Images for ImageNet are RGB in [0, 1], normalised by mean (0.485, 0.456, 0.406) 
 """
 import resnet as _resnet
 import utils as _utils
+from weights import networks as _networks
 
 dependencies = ['torch']
 
@@ -35,8 +36,8 @@ def nin(weights: str) -> _utils.Module:
 def _load(weights: str, kind: str) -> _utils.Module:
     f, params = _resnet.load(weights)
     if kind.startswith('folded'):
-        f, params = _resnet.network(_resnet.fold(params))
-    found = _resnet.describe(params)
+        f, params = _networks.network(_resnet.fold(params))
+    found = _networks.describe(params)
     if kind not in found:
         raise _utils.InputError(f'{weights} holds a {found}, not a {kind.rstrip("-")}')
     return _utils.Module(f, params).eval()

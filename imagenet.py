@@ -11,20 +11,15 @@ import sys
 import torch
 from torchnet.engine import Engine
 
-import devices
-import images
 import method
-import nvjpeg
-import options
-import process
 import resnet
-import splits
 import training
 import utils
-import weights
+from inputs import folders, images, nvjpeg
 from method import adaptors, evaluation_step, training_step
-from training import fast
+from training import devices, exits, fast, options
 from utils import InputError, Network, Params
+from weights import networks, tensors
 
 TOPK = (1, 5)
 # The paper does not give its schedule of fine-tuning (Section 4.2.2): these take the place of the defaults.
@@ -43,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: the first groups and the layers before stay as they are')
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', choices=splits.DATASETS, default='imagenet')
+    group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet')
     group.add_argument('--imagenetpath', '--dataroot', type=options.path, default='', metavar='FOLDER',
                        help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
     group.add_argument('--skip_damaged', action='store_true',
@@ -89,14 +84,14 @@ def main() -> None:
             return
 
         # Data: lists of image files, which --nthread processes decode and crop.
-        train_set, test_set = splits.load(opt.dataset, opt.imagenetpath)
+        train_set, test_set = folders.load(opt.dataset, opt.imagenetpath)
         classes, num_classes = test_set.classes, len(test_set.classes)
-        if note := splits.note_of(train_set, test_set):
-            process.say_first(note)
+        if note := folders.note_of(train_set, test_set):
+            exits.say_first(note)
         train_loader = loader(opt, train_set, device, 'random' if opt.finetune else 'resized', opt.seed)
         test_loader = loader(opt, test_set, device)
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
-        process.print_first(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train '
+        exits.print_first(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train '
                             f'with, {len(test_set.labels)} to test')
 
         # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
@@ -118,7 +113,7 @@ def main() -> None:
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
-        facts = {'num_classes': num_classes, 'classes': classes, 'teacher': resnet.fields(teacher)}
+        facts = {'num_classes': num_classes, 'classes': classes, 'teacher': networks.fields(teacher)}
         run = training.Run(opt, student, h_test, train_loader, test_loader, facts, TOPK)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
@@ -135,20 +130,20 @@ def main() -> None:
 def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     """Print loss and errors of trained weights."""
     path = options.evaluated(opt)
-    _, test_set = splits.load(opt.dataset, opt.imagenetpath, train=False)
-    if note := splits.note_of(None, test_set):
-        process.say_first(note)
+    _, test_set = folders.load(opt.dataset, opt.imagenetpath, train=False)
+    if note := folders.note_of(None, test_set):
+        exits.say_first(note)
     f, params = training.load(path, opt.dataset, len(test_set.classes), device, test_set.classes)
     opt = fast.chosen(opt, device, steps=0)
     test_loader = loader(opt, test_set, device)
     result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
     damaged, = training.n_damaged(test_loader)
-    process.print_first(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
+    exits.print_first(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
                         f'top-5 error {100 - result["acc5"]:.2f}'
                         + (f' without {damaged} damaged images' if damaged else ''))
 
 
-def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, crop: str = 'center',
+def loader(opt: argparse.Namespace, split: folders.Split, device: torch.device, crop: str = 'center',
            seed: int | None = None) -> images.Loader:
     """The batches of this rank."""
     kind = nvjpeg.Loader if opt.decode == 'cuda' else images.Loader
@@ -159,15 +154,15 @@ def loader(opt: argparse.Namespace, split: splits.Split, device: torch.device, c
 def pretrained(path: str, fresh: Params) -> Params:
     """Tensors of a trained network, with or without a head, and the head of a fresh one."""
     head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
-    found = weights.read(path)
+    found = tensors.read(path)
     if not head.keys() <= found.keys():
         found = {name: t for name, t in found.items() if name not in head} | head
-    _, params = resnet.network(found, path)
+    _, params = networks.network(found, path)
     if not devices.rank():
-        print(f'{path}: {resnet.describe(params)}')
+        print(f'{path}: {networks.describe(params)}')
     if {name: t.shape for name, t in (params | head).items()} != {name: t.shape for name, t in fresh.items()}:
-        raise InputError(f'--finetune {path} holds a {resnet.describe(params)}: it must be a ResNet with BN, '
-                         'of the --depth and --width given')
+        raise InputError(f'--finetune {path} holds a {networks.describe(params)}: it must be a ResNet with '
+                         'BN, of the --depth and --width given')
     return params | head
 
 
@@ -178,4 +173,4 @@ def is_fixed(name: str, freeze: int) -> bool:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

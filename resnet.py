@@ -6,24 +6,20 @@
     logits, groups = f(torch.randn(2, 3, 224, 224), params, mode=False)
 
 A network is a function and a flat dictionary of tensors. The names are an interface: checkpoints, exports and
-logs of the published code carry the same ones. `load` reads them, NIN's too; `fold` brings a network into the
-exported form, without BN: the same maps and logits for less work.
+logs of the published code have the same ones. `fold` brings a network into the exported form, without BN,
+which gives the same maps and logits for less work.
 """
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import folded
-import nin
 import utils
-import weights
-from folded import fold
 from utils import InputError, Network, Params
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of the ImageNet networks, by depth
@@ -44,10 +40,10 @@ def wide_resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Pa
     widths = [int(16 * width), int(32 * width), int(64 * width)]
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a wide ResNet without channels; give at least 0.0625')
-    return _wide_resnet(n, [16, *widths], num_classes)
+    return wide_resnet_of(n, [16, *widths], num_classes)
 
 
-def _wide_resnet(n: int, channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
+def wide_resnet_of(n: int, channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
     """n blocks in each group; `channels` of the first convolution and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {
@@ -101,10 +97,10 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]
     widths = [int(n * width) for n in (64, 128, 256, 512)]
     if widths[0] < 1:
         raise InputError(f'width {width} leaves a ResNet without channels; give at least 1/64')
-    return _resnet(BLOCKS[depth], [64, *widths], num_classes)
+    return resnet_of(BLOCKS[depth], [64, *widths], num_classes)
 
 
-def _resnet(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
+def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
     """`channels` of the first convolution and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3), 'bn0': utils.bn_params(n_out),
@@ -147,158 +143,134 @@ def _resnet_function(blocks: Sequence[int]) -> Network:
     return f
 
 
-# --- weights from files ----------------------------------------------------------------------------------
+# --- without BN: the exported forms, and teachers ----------------------------------------------------------
 
 
-FAMILIES = {  # how names begin that no network before it in this list has
-    'bn.': 'wide ResNet', 'bn0.': 'ResNet', 'conv0.': 'folded ResNet', 'affine0.': 'pre-activation ResNet',
-    'affine_last.': 'folded wide ResNet', 'group0.conv0': 'NIN'}
+def fold(params: Params) -> Params:
+    """The exported form, equal to the network in evaluation mode: BN folded into the convolution before it.
+
+    Of a ResNet or NIN, `conv0.{weight,bias}` and so on, `conv_dim` for `convdim`. In a wide ResNet only `bn1`
+    comes after a convolution, to go into `conv0.{weight,bias}`; `bn0` becomes `affine0.{a,b}`, and `bn`
+    `affine_last`, for a * x + b. A network without BN statistics is returned as it is.
+    """
+    if not any(map(utils.is_statistic, params)):
+        return dict(params)
+    preactivation = 'bn.weight' in params
+    folded: Params = {}
+    for name, t in params.items():
+        to = name.replace('convdim', 'conv_dim')
+        if t.dim() == 4 and (not preactivation or name.endswith('.conv0')):
+            bn = name.replace('.conv0', '.bn1') if preactivation else re.sub(r'\b(conv|linear)', 'bn', name)
+            a, b = _affine(params, bn, t)
+            folded |= {f'{to}.weight': (t * a[:, None, None, None]).to(t.dtype), f'{to}.bias': b.to(t.dtype)}
+        elif t.dim() == 4 or name.startswith('fc.'):
+            folded[to] = t
+        elif preactivation and name.endswith(('bn0.weight', 'bn.weight')):
+            bn = name.removesuffix('.weight')
+            a, b = _affine(params, bn, t)
+            to = 'affine_last' if bn == 'bn' else bn.replace('bn0', 'affine0')
+            folded |= {f'{to}.a': a.to(t.dtype), f'{to}.b': b.to(t.dtype)}
+    return folded
 
 
-class Found(NamedTuple):
-    """What the names and shapes of tensors tell of their network."""
-    family: str
-    blocks: tuple[int, ...]  # in each group
-    channels: tuple[int, ...]  # of the first convolution and of the groups; of a NIN its width
-    num_classes: int
+def _affine(params: Params, bn: str, conv: Tensor) -> tuple[Tensor, Tensor]:
+    """BN in evaluation mode as a * x + b, in float64; a = 1 and b = 0 after a convolution without BN."""
+    if bn + '.weight' not in params:  # the published student's shortcut
+        return conv.new_ones(len(conv), dtype=torch.float64), conv.new_zeros(len(conv), dtype=torch.float64)
+    weight, bias, mean, var = (params[f'{bn}.{name}'].double()
+                               for name in ('weight', 'bias', 'running_mean', 'running_var'))
+    a = weight / (var + utils.EPS).sqrt()
+    return a, bias - a * mean
+
+
+def post_activation(blocks: Sequence[int]) -> Network:
+    """Of a post-activation ResNet whose BN lies in its convolutions."""
+    def conv(x: Tensor, params: Params, name: str, stride: int = 1, padding: int = 0) -> Tensor:
+        return F.conv2d(x, params[name + '.weight'], params[name + '.bias'], stride, padding)
+
+    def block(x: Tensor, params: Params, base: str, stride: int) -> Tensor:
+        y = F.relu(conv(x, params, base + '.conv0', stride, padding=1), inplace=True)
+        y = conv(y, params, base + '.conv1', padding=1)
+        if base + '.conv_dim.weight' in params:
+            x = utils.conv1x1(x, params[base + '.conv_dim.weight'], stride, params[base + '.conv_dim.bias'])
+        return F.relu(y + x, inplace=True)
+
+    def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = F.relu(conv(x, params, base + 'conv0', stride=2, padding=3), inplace=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        groups = []
+        for g, n in enumerate(blocks):
+            for b in range(n):
+                x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
+            groups.append(x)
+        return utils.classify(x, params, base), tuple(groups)
+
+    return f
+
+
+def pre_activation(blocks: Sequence[int]) -> Network:
+    """Of a pre-activation ResNet with affine maps for BN: resnet-18-at-export, or a folded wide ResNet."""
+    def affine_relu(x: Tensor, params: Params, base: str) -> Tensor:
+        """ReLU alone where `base` has no tensors: after a ReLU (the export), or with BN folded."""
+        a = params.get(base + '.a')
+        if a is None:
+            return F.relu(x)
+        x = torch.addcmul(params[base + '.b'][:, None, None], x, a[:, None, None])
+        return F.relu(x, inplace=True)
+
+    def block(x: Tensor, params: Params, base: str, stride: int) -> Tensor:
+        o = affine_relu(x, params, base + '.affine0')
+        weight, bias = params.get(base + '.conv0'), None
+        if weight is None:
+            weight, bias = params[base + '.conv0.weight'], params[base + '.conv0.bias']
+        y = affine_relu(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1')
+        y = F.conv2d(y, params[base + '.conv1'], padding=1)
+        shortcut = params.get(base + '.conv_dim')
+        return y + (x if shortcut is None else utils.conv1x1(o, shortcut, stride))
+
+    def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
+        if base + 'affine0.a' in params:  # for ImageNet
+            x = F.conv2d(x, params[base + 'conv0'], stride=2, padding=3)
+            x = F.max_pool2d(affine_relu(x, params, base + 'affine0'), 3, stride=2, padding=1)
+        else:
+            x = F.conv2d(x, params[base + 'conv0'], padding=1)
+        groups = []
+        for g, n in enumerate(blocks):
+            for b in range(n):
+                x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
+            groups.append(x)
+        x = affine_relu(x, params, base + 'affine_last')
+        return utils.classify(x, params, base), tuple(groups)
+
+    return f
+
+
+def pre_activation_params(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> Params:
+    """Tensors of the form of resnet-18-at-export: 56 of them, 11,687,720 parameters, for ResNet-18.
+
+    `channels` of the first convolution and of the groups: (64, 64, 128, 256, 512) there.
+    """
+    def affine(n: int) -> Params:
+        return {'a': torch.ones(n), 'b': torch.zeros(n)}
+
+    params: dict[str, Any] = {'conv0': utils.conv_params(3, channels[0], 7), 'affine0': affine(channels[0])}
+    for g, (n_in, n_out) in enumerate(pairwise(channels)):
+        params[f'group{g}'] = {}
+        for b in range(blocks[g]):
+            block: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3),
+                                     'conv1': utils.conv_params(n_out, n_out, 3)}
+            if g or b:
+                block['affine0'] = affine(n_in)
+            block['affine1'] = affine(n_out)
+            if g and not b or n_in != n_out:  # a stride, or other channels
+                block['conv_dim'] = utils.conv_params(n_in, n_out, 1)
+            params[f'group{g}'][f'block{b}'] = block
+            n_in = n_out
+    params |= {'affine_last': affine(channels[-1]), 'fc': utils.linear_params(channels[-1], num_classes)}
+    return utils.flatten(params)
 
 
 def load(path: Path | str) -> tuple[Network, Params]:
-    """The network in `path` and its tensors, on the CPU; the kind is told by their names.
-
-    Wide ResNets, ResNets and NIN, of own checkpoints and runs' folders, those of the published code (of
-    student and teacher, the student), the folded exports and resnet-18-at-export, torchvision's resnet18 and
-    resnet34: from any file or address that `weights.read` takes. InputError lists what is missing and what is
-    unknown.
-    """
-    return network(weights.read(path), str(path))
-
-
-def network(params: Params, source: str = 'this dictionary') -> tuple[Network, Params]:
-    """As `load`, for tensors in memory; `source` names them in messages."""
-    params = from_torchvision(params)
-    found = _find(params, source)
-    f, expected = _build(found, params, source)
-    missing = [name for name in expected if name not in params]
-    unknown = [name for name in params if name not in expected]
-    shapes = [f'{name} is {tuple(params[name].shape)}, not {tuple(t.shape)}' for name, t in expected.items()
-              if name in params and params[name].shape != t.shape]
-    wrong = [f'{what} {_some(names)}' for what, names in (
-        ('lacks', missing), ('has unknown', unknown), ('has other shapes:', shapes)) if names]
-    if wrong:
-        raise InputError(f'{source} looks like a {_name(found)} but {"; it ".join(wrong)}')
-    return f, {name: params[name] for name in expected}
-
-
-def describe(params: Params) -> str:
-    """Kind, depth, width, number of classes and of parameters of a network's tensors, in a line."""
-    found = _find(params, 'this dictionary')
-    return f'{_name(found)}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
-
-
-def fields(params: Params) -> dict[str, Any] | None:
-    """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors."""
-    if not params:
-        return None
-    found = _find(params, 'this dictionary')
-    n, last = sum(found.blocks), found.channels[-1]
-    if 'NIN' in found.family:
-        return {'kind': 'NIN', 'depth': nin.DEPTH, 'width': last}
-    if 'wide' in found.family:
-        return {'kind': 'WRN', 'depth': 2 * n + 4, 'width': last / 64}
-    return {'kind': 'ResNet', 'depth': 2 * n + 2, 'width': last / 512}
-
-
-def image_size(params: Params) -> int:
-    """Side of the images that a network is made for, in pixels: 32 of CIFAR, 224 of ImageNet."""
-    return 32 if n_groups(params) == 3 else 224
-
-
-def n_groups(params: Params) -> int:
-    """Number of groups, whose outputs attention transfer compares."""
-    return len(_find(params, 'this dictionary').blocks)
-
-
-def from_torchvision(params: Params) -> Params:
-    """Names of torchvision's resnet18 and resnet34 -> ours; other names stay."""
-    if 'layer1.0.conv1.weight' not in params:
-        return params
-
-    def rename(name: str) -> str:
-        name = re.sub(r'^layer(\d)\.(\d+)\.', lambda m: f'group{int(m[1]) - 1}.block{m[2]}.', name)
-        name = re.sub(r'\b(conv|bn)([12])\b', lambda m: f'{m[1]}{int(m[2]) - 1}', name)
-        name = name.replace('downsample.0', 'convdim').replace('downsample.1', 'bndim')
-        return re.sub(r'(conv\w+)\.weight$', r'\1', name)
-
-    return {rename(name): t for name, t in params.items() if not name.endswith('num_batches_tracked')}
-
-
-def _find(params: Params, source: str) -> Found:
-    families = [family for prefix, family in FAMILIES.items()
-                if any(name.startswith(prefix) for name in params)]
-    if not families:
-        raise InputError(f'{source} holds no network of this project: its tensors are {_some(list(params))}')
-    family = families[0]
-
-    def output(name: str) -> int:
-        t = params.get(name, params.get(name + '.weight'))
-        if t is None or not t.dim() or not t.numel():
-            raise InputError(f'{source} looks like a {family} but lacks {name}')
-        return t.shape[0]
-
-    if family == 'NIN':  # folded, it is one without BN
-        family += '' if any(map(utils.is_statistic, params)) else ' without BN'
-        family += ' without ReLU before pooling' if any('.linear2' in name for name in params) else ''
-        return Found(family, (1, 1, 1), (output('group0.conv0'),), output('fc.weight'))
-    wide = 'wide' in family
-
-    blocks = []
-    for g in range(3 if wide else 4):
-        found = {m[1] for name in params if (m := re.match(rf'group{g}\.block(\d+)\.', name))}
-        blocks.append(max(len(found), 1))
-    if wide:  # a block that one group lacks is then told as missing
-        blocks = [max(blocks)] * 3
-    kernel = '.weight' if family == 'folded ResNet' else ''
-    channels = [output(f'conv0{kernel}')]
-    channels += [output(f'group{g}.block0.conv1{kernel}') for g in range(len(blocks))]
-    return Found(family, tuple(blocks), tuple(channels), output('fc.weight'))
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(name if name.isprintable() else ascii(name) for name in names)
-    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
-
-
-def _name(found: Found) -> str:
-    n, last = sum(found.blocks), found.channels[-1]  # the last group shows a fraction of a width best
-    if 'NIN' in found.family:
-        return found.family.replace('NIN', f'NIN of width {last}')
-    if 'wide' in found.family:
-        return f'{"folded " if "folded" in found.family else ""}WRN-{2 * n + 4}-{last / 64:g}'
-    return f'{found.family}-{2 * n + 2} of width {last / 512:g}'
-
-
-def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
-    """The network that was found, and tensors without content of the shapes that it needs."""
-    family, blocks, channels, num_classes = found
-    try:
-        with torch.device('meta'):
-            if 'NIN' in family:
-                f, expected = nin.nin(channels[0], num_classes, bn='without BN' not in family,
-                                      pool_relu='without ReLU' not in family)
-            elif 'wide' in family:
-                f, expected = _wide_resnet(blocks[0], channels, num_classes)
-                if family.startswith('folded'):
-                    f, expected = folded.pre_activation(blocks), fold(expected)
-            elif family == 'pre-activation ResNet':
-                f = folded.pre_activation(blocks)
-                expected = folded.pre_activation_params(blocks, channels, num_classes)
-            else:
-                f, expected = _resnet(blocks, channels, num_classes)
-                if not any('.bndim.' in name for name in params):  # as in the published student
-                    expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
-                if family.startswith('folded'):
-                    f, expected = folded.post_activation(blocks), fold(expected)
-    except RuntimeError:  # more numbers than torch can count
-        raise InputError(f'{source} holds no network of this project: none has {channels} channels') from None
-    return f, expected
+    """A trained network from a file, a run or an address: `weights.networks.load`."""
+    from weights import networks  # it imports this module
+    return networks.load(path)

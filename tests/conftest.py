@@ -20,8 +20,8 @@ import pytest
 import torch
 from torchnet.engine import Engine
 
-import process
 import training
+from training import exits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,7 +89,7 @@ def call(script, *arguments, cwd) -> Done:
         patch.chdir(cwd)
         patch.setattr(sys, 'argv', [name, *map(str, arguments)])
         try:
-            process.script(script.main)
+            exits.script(script.main)
         except SystemExit as e:
             status = e.code
         finally:

@@ -7,10 +7,9 @@ import torch
 from conftest import call, strictly
 from torchnet.engine import Engine
 
-import data
-import images
 import method
-import shapes
+from inputs import cifar as data
+from inputs import images, shapes
 from tools import benchmark
 from tools.benchmark import cifar, imagenet, loader, measure, sides, steps
 from tools.benchmark.measure import SIDES

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from conftest import call, strictly
 
-import checkpoint
 import cifar
-import data
 import resnet
+from inputs import cifar as data
 from tools import benchmark
 from tools.benchmark import accuracy
+from training import checkpoint
 
 CPU = torch.device('cpu')
 

@@ -4,7 +4,7 @@ import torch
 from conftest import call, strictly
 from PIL import Image
 
-import images
+from inputs import images
 from tools import benchmark
 from tools.benchmark import loader
 from tools.benchmark.measure import SIDES

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import checkpoint
-from checkpoint import Folder, read, read_log, write, write_atomically, write_log
+from training import checkpoint
+from training.checkpoint import Folder, read, read_log, write, write_atomically, write_log
 from utils import InputError
 
 
@@ -80,7 +80,7 @@ def test_atomic_write_replaces_and_leaves_nothing_beside(tmp_path):
 KILLED = '''
     import itertools, json, os, random, signal, sys, time
     import torch
-    import checkpoint
+    from training import checkpoint
     from pathlib import Path
 
     torch.set_num_threads(1)  # threads do not survive a fork

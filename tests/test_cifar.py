@@ -20,11 +20,11 @@ import pytest
 import torch
 from conftest import ROOT, THREADS, Done, listing, log_of
 
-import checkpoint
 import cifar
 import resnet
-import shapes
-import weights
+from inputs import shapes
+from training import checkpoint
+from weights import tensors
 
 SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64',
          '--epoch_step', '[]', '--device', 'cpu']
@@ -113,7 +113,7 @@ def test_the_log_has_every_published_key(home):
 
 def test_a_teacher_at_an_address(home, tmp_path, monkeypatch):
     """It is downloaded as --student_params is, and its data set is known there too."""
-    monkeypatch.setattr(weights, '_download', lambda *_: home / 'logs' / 'teacher' / 'model.pt7')
+    monkeypatch.setattr(tensors, '_download', lambda *_: home / 'logs' / 'teacher' / 'model.pt7')
     address = 'http://localhost/~me/teacher.pt7'
     done = call(*SMALL, '--save', 'x', '--epochs', 1, '--teacher_id', address, '--beta', 1e3, cwd=tmp_path)
     assert (done.status, done.err) == (0, '') and f'{address}: WRN-' in done.out

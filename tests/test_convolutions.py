@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-import folded
 import nin
 import resnet
 import utils
 from tests import sweep_convolutions as sweep
+from weights import networks
 
 
 @pytest.mark.parametrize('isa', ['AVX2', 'ALL'])
 def test_narrow_networks(run_script, isa):
     """In a process of its own: the checks of memory are switched on when it starts."""
-    done = run_script('tests.sweep_convolutions', '--short', '--ours', ONEDNN_MAX_CPU_ISA=isa)
+    done = run_script('stress.convolutions', '--short', '--ours', ONEDNN_MAX_CPU_ISA=isa)
     assert done.returncode == 0
     assert done.stdout.endswith(f'0 of {len(list(sweep.short_shapes()))} shapes are not right\n')
 
@@ -74,7 +74,7 @@ class Convolutions(TorchFunctionMode):
 
 def pre_activation(width):
     blocks = resnet.BLOCKS[18]
-    return folded.pre_activation(blocks), folded.pre_activation_params(blocks, width, 7)
+    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, width, 7)
 
 
 @pytest.mark.parametrize('build', [
@@ -84,7 +84,7 @@ def pre_activation(width):
 def test_no_narrow_convolution_is_strided(build, fold):
     f, params = build()
     if fold:
-        f, params = resnet.network(resnet.fold(params))
+        f, params = networks.network(resnet.fold(params))
     with Convolutions() as seen:
         f(torch.randn(2, 3, 32, 32), params, False)
     assert seen.found

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import datasets
 
-import data
-import shapes
-from data import Images, Loader
+from inputs import cifar as data
+from inputs import shapes
+from inputs.cifar import Images, Loader
 from utils import InputError
 
 CPU = torch.device('cpu')

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from test_images import content, picture, rgb
 
-import decoding
+from inputs import decoding
 
 GRAY = np.arange(256).reshape(16, 16)
 

@@ -20,15 +20,13 @@ import torch.nn.functional as F
 from conftest import ROOT, log_of
 from test_cifar import N_TEST, N_TRAIN, SMALL, small  # noqa: F401
 
-import checkpoint
 import cifar
-import data
-import devices
-import process
 import resnet
-import shapes
 import utils
+from inputs import cifar as data
+from inputs import shapes
 from method import training_step
+from training import checkpoint, devices, exits
 from utils import InputError
 
 
@@ -72,7 +70,7 @@ def rank_of(n, rank, port, plain, fixed_bn, script, arguments, folder):
     if fixed_bn:
         script.training_step = functools.partial(training_step, fixed_bn=True)
     sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
-    process.script(script.main)
+    exits.script(script.main)
 
 
 def run(n, *arguments, folder, fixed_bn=False, script=cifar, status=0):
@@ -270,7 +268,7 @@ def sleeper(n, rank, port, folder):
     sys.stderr = open(folder / f'err{rank}', 'w', buffering=1)  # noqa: SIM115
     if rank:
         data.load = lambda *_: time.sleep(200)
-    process.script(cifar.main)
+    exits.script(cifar.main)
 
 
 @pytest.mark.ranks

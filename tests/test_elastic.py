@@ -10,7 +10,7 @@ from conftest import ROOT, log_of
 from test_cifar import N_TEST, N_TRAIN, SMALL
 from test_devices import ranks_of
 
-import checkpoint
+from training import checkpoint
 
 pytestmark = pytest.mark.ranks
 

@@ -16,11 +16,11 @@ from conftest import call
 from test_checkpoint import disk_of
 
 import cifar
-import folded
 import resnet
-import weights
 from tools import export
+from training import checkpoint
 from utils import InputError
+from weights import networks
 
 FORMATS = ['.pth', '.hkl', '.safetensors', '.onnx']
 KINDS = {'wide': 32, 'post-activation': 224, 'published student': 224, 'pre-activation': 224}
@@ -33,7 +33,7 @@ def source(request, tmp_path_factory):
     if request.param == 'wide':
         _, params = resnet.wide_resnet(10, 0.5, 5)
     elif request.param == 'pre-activation':
-        params = folded.pre_activation_params((2, 2, 2, 2), (64, 8, 16, 32, 64), 5)
+        params = resnet.pre_activation_params((2, 2, 2, 2), (64, 8, 16, 32, 64), 5)
     else:
         _, params = resnet.resnet(18, 0.125, 5)
     for name, t in params.items():
@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_network(source, run, capsys, tmp_path, suffix):
     out = tmp_path / f'out{suffix}'
     run(path, out)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f'{path}: {resnet.describe(params)}'
+    assert lines[0] == f'{path}: {networks.describe(params)}'
     found = re.fullmatch(rf'{re.escape(str(out))}: (\d+) bytes, sha256 (\w+), .* ([\d.e+-]+)', lines[1])
     assert int(found[1]) == out.stat().st_size
     assert found[2] == hashlib.sha256(out.read_bytes()).hexdigest()
@@ -131,12 +131,12 @@ def test_an_export_names_its_data_set(small, run, tmp_path, suffix):
         return
     run(out, tmp_path / f'c{suffix}')
     for path in (out, tmp_path / f'c{suffix}'):
-        assert weights.dataset_of(path) == 'CIFAR10'
+        assert checkpoint.dataset_of(path) == 'CIFAR10'
         others = read(path)
         assert others.keys() == resnet.fold(params).keys()
         assert all(isinstance(t, torch.Tensor) for t in others.values())
     run(small, tmp_path / f'unknown{suffix}')
-    assert weights.dataset_of(tmp_path / f'unknown{suffix}') is None
+    assert checkpoint.dataset_of(tmp_path / f'unknown{suffix}') is None
 
 
 @pytest.mark.parametrize('name', [7, 'x' * 1000, ['CIFAR10'], h5py.Empty('f4')], ids=str)
@@ -144,7 +144,7 @@ def test_an_attribute_of_another_kind_names_no_data_set(small, run, tmp_path, na
     run(small, tmp_path / 'a.hkl')
     with h5py.File(tmp_path / 'a.hkl', 'a') as f:
         f.attrs['dataset'] = np.bytes_(name) if isinstance(name, str) else name
-    assert weights.dataset_of(tmp_path / 'a.hkl') is None
+    assert checkpoint.dataset_of(tmp_path / 'a.hkl') is None
     resnet.load(tmp_path / 'a.hkl')
 
 

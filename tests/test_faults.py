@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tests.faults import kinds, world
+from stress.faults import kinds, world
 
 
 def test_each_fault_once():
     """In a process of its own, since runs are forks: of this one, other tests have used the threads."""
     n = len(kinds.FAULTS)
-    done = subprocess.run([sys.executable, '-m', 'tests.faults', '--rounds', str(n), '--seed', '1'], cwd=ROOT,
-                          text=True, capture_output=True, timeout=400)
+    command = [sys.executable, '-m', 'stress.faults', '--rounds', str(n), '--seed', '1']
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=400)
     print(done.stdout)
     assert (done.returncode, done.stderr) == (0, '')
     assert f'| all | {n} | {n} | 0 |' in done.stdout

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from tests.fuzz.__main__ import CORPUS, case_of, kept
-from tests.fuzz.sandbox import Target, run
-from tests.fuzz.targets import TARGETS
+from stress.fuzz.__main__ import CORPUS, case_of, kept
+from stress.fuzz.sandbox import Target, run
+from stress.fuzz.targets import TARGETS
 from utils import InputError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads memory from /proc')
@@ -66,7 +66,7 @@ def misbehaves(case: bytes, folder) -> None:
 
 
 def test_the_sandbox_tells_all_of_it(monkeypatch):
-    monkeypatch.setattr('tests.fuzz.sandbox.HANGS', 5)
+    monkeypatch.setattr('stress.fuzz.sandbox.HANGS', 5)
     words = {'hang': 'hangs', 'memory': 'takes', 'refused': 'too much memory', 'program': 'subprocess.Popen',
              'write': 'write to', 'read': 'open /etc/hostname', 'talk': 'says on stderr', 'lines': 'KeyError',
              'exit': 'ends the process', 'empty': 'message of 0', 'fine': '', 'nothing': ''}

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-import folded
 import hubconf
 import nin
 import resnet
@@ -18,7 +17,7 @@ from utils import InputError
 @pytest.fixture
 def files(tmp_path):
     networks = {
-        'at': folded.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 9),
+        'at': resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 9),
         'r34': resnet.resnet(34, 0.25, 9)[1],
         'folded34': resnet.fold(resnet.resnet(34, 0.25, 9)[1]), 'r18': resnet.resnet(18, 0.25, 9)[1],
         'wide': resnet.wide_resnet(10, 0.5, 9)[1], 'nin': nin.nin(12, 9, pool_relu=False)[1]}

@@ -18,14 +18,14 @@ from PIL import Image
 from test_devices import run
 from torchvision import transforms
 
-import checkpoint
-import devices
 import imagenet
 import resnet
-import splits
 import utils
+from inputs import folders
 from tools import export
+from training import checkpoint, devices
 from utils import InputError
+from weights import networks
 
 SMALL = ['--width', '0.0625', '--batch_size', '8', '--nthread', '0', '--device', 'cpu', '--lr', '0.01',
          '--epoch_step', '[]']
@@ -144,7 +144,7 @@ def test_classes_have_names(tmp_path):
     record, = log_of(tmp_path / 'run')
     state = checkpoint.read(tmp_path / 'run' / 'model.pt7')
     assert state['options']['classes'] == ['a', 'b', '\udcff']
-    assert record['classes'] == state['record']['classes'] == splits.short_form(['a', 'b', '\udcff'])
+    assert record['classes'] == state['record']['classes'] == folders.short_form(['a', 'b', '\udcff'])
     before = listing(tmp_path / 'run')
     for more in (['--evaluate', '--student_params', 'run'],
                  ['--evaluate', '--student_params', 'run/model.pt7'],
@@ -469,7 +469,7 @@ def test_a_backbone_without_head_is_fine_tuned(tmp_path, home):
     """All of the head is missing, or its bias alone; torchvision's names; a prefix."""
     theirs = torchvision.models.resnet18(num_classes=11).state_dict()
     _, fresh = resnet.resnet(18, 1, 3)
-    begun = resnet.network(dict(theirs))[1]
+    begun = networks.network(dict(theirs))[1]
     for missing in (('fc.weight', 'fc.bias'), ('fc.bias',)):
         for prefix in ('', 'module.'):
             torch.save({prefix + n: t for n, t in theirs.items() if n not in missing}, tmp_path / 'body.pth')

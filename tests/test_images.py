@@ -21,10 +21,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from torchvision import datasets, transforms
 
-import decoding
-import images
-import nvjpeg
-import splits
+from inputs import decoding, folders, images, nvjpeg
 from utils import InputError
 
 CPU = torch.device('cpu')
@@ -228,7 +225,7 @@ def test_geometry_pixel_by_pixel():
 
 
 def test_photos_as_torchvision_evaluates_them(shared):
-    split = splits.classes_of(str(shared / 'data' / 'photos'))
+    split = folders.classes_of(str(shared / 'data' / 'photos'))
     evaluate = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
                                    transforms.Normalize(MEAN.tolist(), STD.tolist())])
     plain = datasets.ImageFolder(split.root, evaluate)
@@ -305,7 +302,7 @@ def split(tmp_path_factory):
     files = [f'{i:02}.jpg' for i in range(23)]
     for i, file in enumerate(files):
         (root / file).write_bytes(content(picture(i, 40 + i, 60 - i)))
-    return splits.Split(str(root), np.array(files, 'S'), torch.arange(23), list('abc'),
+    return folders.Split(str(root), np.array(files, 'S'), torch.arange(23), list('abc'),
                         np.array([[2, 3, 20 + i, 30 - i] for i in range(23)], float))
 
 

@@ -10,10 +10,8 @@ from conftest import THREADS, log_of
 from test_cifar import SMALL, call
 from test_devices import run
 
-import checkpoint
-import process
-import progress
 import training
+from training import checkpoint, exits, progress
 
 
 @pytest.fixture
@@ -200,5 +198,5 @@ def test_what_cannot_be_deterministic_is_told(tmp_path, monkeypatch, as_before):
 
 
 def test_device_name():
-    name = process.device_name(torch.device('cpu'))
+    name = exits.device_name(torch.device('cpu'))
     assert re.fullmatch(r'.{5,} \([A-Z0-9 ]+\), \d+ threads', name) and '\n' not in name

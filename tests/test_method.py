@@ -10,13 +10,12 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
 import cifar
-import devices
 import nin
-import process
 import resnet
 import training
 import utils
 from method import ADAPTOR, adaptors, training_step
+from training import devices, exits
 from utils import InputError, Sample
 
 F64 = {'dtype': torch.float64}
@@ -370,7 +369,7 @@ def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, capsys):
     student = smooth_params(1)
     h = training_step(parse('--compile', teacher=False), smooth, student)
     with pytest.raises(SystemExit) as ended:
-        process.script(lambda: h(Sample(*images(), 1)))
+        exits.script(lambda: h(Sample(*images(), 1)))
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert 'no compiler here): leave out --compile' in err and err.count('\n') == 1

@@ -12,6 +12,7 @@ import resnet
 import utils
 from tools import export
 from utils import InputError
+from weights import networks
 
 KINDS = list(itertools.product([True, False], repeat=2))  # with BN, with ReLU before pooling
 
@@ -105,7 +106,7 @@ def test_a_file_tells_which_nin_it_holds(tmp_path, bn, pool_relu, ending):
     f_loaded, loaded = resnet.load(tmp_path / 'own.pth')
     assert list(loaded) == list(params)
     torch.testing.assert_close(f_loaded(x, loaded, False), f(x, params, False), rtol=0, atol=0)
-    assert resnet.describe(loaded) == (
+    assert networks.describe(loaded) == (
         'NIN of width 12' + ('' if bn else ' without BN')
         + ('' if pool_relu else ' without ReLU before pooling')
         + f', 5 classes, {utils.n_parameters(params):,} parameters')
@@ -113,17 +114,17 @@ def test_a_file_tells_which_nin_it_holds(tmp_path, bn, pool_relu, ending):
     assert deviation < 1e-5
     if ending != '.onnx':
         (tmp_path / f'out{ending}').write_bytes(content)
-        assert 'without BN' in resnet.describe(resnet.load(tmp_path / f'out{ending}')[1])
+        assert 'without BN' in networks.describe(resnet.load(tmp_path / f'out{ending}')[1])
 
 
 @pytest.mark.parametrize(('bn', 'pool_relu'), KINDS)
 def test_folded_it_has_the_same_maps(bn, pool_relu):
     f, params, _ = pair(bn, pool_relu)
     folded = resnet.fold(params)
-    f_folded, folded = resnet.network(folded)
+    f_folded, folded = networks.network(folded)
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(f_folded(x, folded, False), f(x, params, False), rtol=0, atol=1e-10)
-    assert not any(map(utils.is_statistic, folded)) and resnet.image_size(folded) == 32
+    assert not any(map(utils.is_statistic, folded)) and networks.image_size(folded) == 32
 
 
 def test_damaged_files_are_refused():
@@ -134,7 +135,7 @@ def test_damaged_files_are_refused():
                          ({'group0.conv0': None}, 'no network of this project')):
         wrong = {name: t for name, t in (params | change).items() if t is not None}
         with pytest.raises(InputError, match=said):
-            resnet.network(wrong)
+            networks.network(wrong)
     with pytest.raises(InputError, match='at least 1 channel'):
         nin.nin(0, 10)
 

@@ -12,9 +12,7 @@ from PIL import Image
 from test_images import content, epoch, huge, message, picture, pixels, same
 
 import imagenet
-import images
-import nvjpeg
-import splits
+from inputs import folders, images, nvjpeg
 from utils import InputError
 
 CPU = torch.device('cpu')
@@ -45,7 +43,7 @@ def split(tmp_path_factory):
     files = [f'{i:02}.jpg' for i in range(N)]
     for i, name in enumerate(files):
         (root / name).write_bytes(file(i))
-    return splits.Split(str(root), np.array(files, 'S'), torch.arange(N), list('abc'))
+    return folders.Split(str(root), np.array(files, 'S'), torch.arange(N), list('abc'))
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import cifar
-import devices
 import imagenet
 import method
-import options
 from tools import export, report, visualize
+from training import devices, options
 from utils import InputError
 
 RUN = ['--save', 'run']

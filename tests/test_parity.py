@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import cifar
-import data
 import resnet
 import training
 import utils
+from inputs import cifar as data
 from method import training_step
 
 # In float64 the figures differ by what rounding did to the record; in float32 ours adds its own, which the

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.distributed import run as torchrun
 
 import resnet
+from weights import networks
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
@@ -62,7 +63,7 @@ def test_losses_of_the_readme_run():
 def test_photo_of_the_readme_is_classified(tmp_path, monkeypatch, capsys):
     """By weights of the export's form that see one class everywhere."""
     code, _ = blocks(ROOT / 'README.md', 'python')
-    _, expected = resnet._build(resnet.Found('pre-activation ResNet', (2, 2, 2, 2), 1, 1000), {}, '')
+    _, expected = networks._build(resnet.Found('pre-activation ResNet', (2, 2, 2, 2), 1, 1000), {}, '')
     params = {name: torch.zeros(t.shape) for name, t in expected.items()}
     params['fc.bias'][285] = 9
     monkeypatch.chdir(tmp_path)

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, log_of
 from test_cifar import SMALL
 
-import checkpoint
 import cifar
 from tools import report
 from tools.report import check
+from training import checkpoint
 
 COMMIT = '0123456789' * 4
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import folded
 import resnet
 import utils
 from utils import InputError
+from weights import networks
 
 
 def lived(model: nn.Module) -> nn.Module:
@@ -60,11 +60,11 @@ def test_equal_to_torchvision_folded_or_not(theirs, size):
     depth, model = theirs
     x = torch.randn(2, 3, *size)
     expected = outputs(model, x)
-    f, params = resnet.network(model.state_dict() | {})
+    f, params = networks.network(model.state_dict() | {})
     same(f(x, params, False), expected, 1e-6)
     folded = resnet.fold(params)
     assert not any('bn' in name for name in folded)
-    f, folded = resnet.network(folded)
+    f, folded = networks.network(folded)
     torch.testing.assert_close(f(x, folded, False)[0], expected[0], rtol=0, atol=1e-5)
     # Somewhere among 10^5 elements float32 is off by 1.5e-5 of the largest, in torchvision's own groups too.
     same(f(x, folded, False), expected, 3e-5)
@@ -78,7 +78,7 @@ def test_equal_to_torchvision_folded_or_not(theirs, size):
 def test_the_bias_of_the_folded_shortcut_counts(theirs):
     """What the 2017 code left out."""
     _, model = theirs
-    f, folded = resnet.network(resnet.fold(resnet.network(model.state_dict() | {})[1]))
+    f, folded = networks.network(resnet.fold(networks.network(model.state_dict() | {})[1]))
     x = torch.randn(1, 3, 64, 64)
     _, groups = f(x, folded, False)
     for g in (1, 2, 3):
@@ -91,18 +91,18 @@ def test_the_bias_of_the_folded_shortcut_counts(theirs):
 def test_training_step_equals_torchvision(depth):
     """Gradients and running statistics of one step in float64."""
     model = getattr(torchvision.models, f'resnet{depth}')(num_classes=5).double().train()
-    _, params = resnet.network({name: t.clone() for name, t in model.state_dict().items()})
+    _, params = networks.network({name: t.clone() for name, t in model.state_dict().items()})
     f, fresh = resnet.resnet(depth, 1, 5)
     assert {n: t.shape for n, t in fresh.items()} == {n: t.shape for n, t in params.items()}
     trained = utils.trainable(params)
     x, labels = torch.randn(3, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 3, 4])
     F.cross_entropy(f(x, params, True)[0], labels).backward()
     F.cross_entropy(model(x), labels).backward()
-    theirs = resnet.from_torchvision(dict(model.named_parameters()))
+    theirs = networks.from_torchvision(dict(model.named_parameters()))
     assert trained.keys() == theirs.keys()
     for name, t in trained.items():
         torch.testing.assert_close(t.grad, theirs[name].grad, rtol=1e-9, atol=1e-12)
-    for name, t in resnet.from_torchvision(dict(model.named_buffers()) | {
+    for name, t in networks.from_torchvision(dict(model.named_buffers()) | {
             'layer1.0.conv1.weight': x}).items():  # by which it knows torchvision's names
         if utils.is_statistic(name):
             torch.testing.assert_close(params[name], t, rtol=1e-9, atol=1e-12)
@@ -128,7 +128,7 @@ def test_other_widths(depth, width):
     assert [g.shape[1:] for g in groups] == [(int(64 * 2**i * width), 16 >> i, 16 >> i) for i in range(4)]
     expected = f(x, params, False)
     for form in (params, resnet.fold(params)):
-        f, again = resnet.network(form)
+        f, again = networks.network(form)
         assert again.keys() == form.keys()
         same(f(x, again, False), expected)
 
@@ -141,10 +141,10 @@ def test_published_student(blocks):
     for name, t in params.items():
         if utils.is_statistic(name):
             t.uniform_(0.5, 1.5)
-    f, params = resnet.network(params)
+    f, params = networks.network(params)
     x = torch.randn(2, 3, 64, 64)
     expected = f(x, params, False)
-    f, folded = resnet.network(resnet.fold(params))
+    f, folded = networks.network(resnet.fold(params))
     for g in (0, 1, 2, 3):
         assert not folded[f'group{g}.block0.conv_dim.bias'].any()  # at this width the first group has one too
     same(f(x, folded, False), expected)
@@ -160,7 +160,7 @@ def test_folded_wide_resnet(depth, width):
     expected = f(x, params, False)
     folded = resnet.fold(params)
     assert not any('bn' in name for name in folded)
-    f, folded = resnet.network(folded)
+    f, folded = networks.network(folded)
     same(f(x, folded, False), expected)
     same(f(x, {'teacher.' + name: t for name, t in folded.items()}, False, 'teacher.'), expected)
 
@@ -248,8 +248,8 @@ def test_at_export_against_its_twin():
     assert exported.keys() == EXPORT_KEYS and len(EXPORT_KEYS) == 56
     assert sum(t.numel() for t in exported.values()) == 11_687_720
     assert exported['group1.block0.affine0.a'].shape == (64,)
-    f, params = resnet.network(exported)
-    assert resnet.describe(params) == ('pre-activation ResNet-18 of width 1, 1000 classes, '
+    f, params = networks.network(exported)
+    assert networks.describe(params) == ('pre-activation ResNet-18 of width 1, 1000 classes, '
                                        '11,687,720 parameters')
     for size in (64, 97):
         x = torch.randn(2, 3, size, size)
@@ -259,7 +259,7 @@ def test_at_export_against_its_twin():
 
 STEMS = {'ResNet-18': lambda channels: resnet._resnet((2, 2, 2, 2), channels, 5)[1],
          'folded ResNet-18': lambda channels: resnet.fold(resnet._resnet((2, 2, 2, 2), channels, 5)[1]),
-         'pre-activation ResNet-18': lambda channels: folded.pre_activation_params((2, 2, 2, 2), channels, 5),
+         'pre-activation ResNet-18': lambda channels: resnet.pre_activation_params((2, 2, 2, 2), channels, 5),
          'WRN-10': lambda channels: resnet._wide_resnet(1, channels[:4], 5)[1],
          'folded WRN-10': lambda channels: resnet.fold(resnet._wide_resnet(1, channels[:4], 5)[1])}
 
@@ -272,15 +272,15 @@ def test_networks_thinned_in_any_way(tmp_path, kind, channels):
     torch.save(params, tmp_path / 'weights')
     f, loaded = resnet.load(tmp_path / 'weights')
     assert all(torch.equal(t, loaded[name]) for name, t in params.items()) and loaded.keys() == params.keys()
-    assert resnet.describe(loaded).startswith(kind)
+    assert networks.describe(loaded).startswith(kind)
     x = torch.randn(2, 3, 64, 64)
     logits, groups = f(x, loaded, False)
     assert [g.shape[1] for g in groups] == list(channels[1:] if 'WRN' not in kind else channels[1:4])
-    exported, smaller = resnet.network(resnet.fold(loaded))
+    exported, smaller = networks.network(resnet.fold(loaded))
     torch.testing.assert_close(exported(x, smaller, False)[0], logits, rtol=1e-4, atol=1e-4)
     wrong = loaded | {'fc.weight': torch.ones(5, channels[-1] + 1)}
     with pytest.raises(InputError, match='fc.weight'):
-        resnet.network(wrong)
+        networks.network(wrong)
 
 
 # --- what was found --------------------------------------------------------------------------------------
@@ -295,22 +295,22 @@ def test_networks_thinned_in_any_way(tmp_path, kind, channels):
      'folded WRN-16-2, 10 classes, 691,226 parameters'),
     (lambda: resnet.resnet(18, 0.5, 67)[1], 'ResNet-18 of width 0.5, 67 classes, 2,837,123 parameters')])
 def test_describe(build, words):
-    assert resnet.describe(build()) == words
+    assert networks.describe(build()) == words
 
 
 def test_every_missing_or_unknown_name_is_told(theirs):
     _, model = theirs
-    whole = resnet.network(model.state_dict() | {})[1]
+    whole = networks.network(model.state_dict() | {})[1]
     for params in (whole, resnet.fold(whole)):
         for name in list(params)[::7]:
             less = {n: t for n, t in params.items() if n != name}
             with pytest.raises(InputError, match=rf'of width .*lacks.* {name}|lacks {name}|no network'):
-                resnet.network(less, 'it')
+                networks.network(less, 'it')
         with pytest.raises(InputError, match='^it looks like .*unknown more$'):
-            resnet.network(params | {'more': torch.ones(1)}, 'it')
+            networks.network(params | {'more': torch.ones(1)}, 'it')
     deeper = torchvision.models.resnet50().state_dict()
     with pytest.raises(InputError, match=r'group0\.block0\.bn3.*and \d+ more'):
-        resnet.network(dict(deeper), 'it')
+        networks.network(dict(deeper), 'it')
 
 
 @pytest.mark.parametrize('depth', [0, 17, 50, 101])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import shapes
+from inputs import shapes
 
 FIGURES = shapes.SHAPES | shapes.FRAGMENTS
 

@@ -8,7 +8,7 @@ import torch
 from test_images import content, picture, write
 from torchvision import datasets
 
-import splits
+from inputs import folders
 from utils import InputError
 
 CLASSES = {'train': {'n01': 3, 'n02': 2, 'n10': 1}, 'val': {'n01': 1, 'n02': 1, 'n10': 2}}
@@ -53,7 +53,7 @@ def scenes(tmp_path):
 
 def unusable(dataset, root):
     with pytest.raises(InputError) as error:
-        splits.load(dataset, str(root))
+        folders.load(dataset, str(root))
     message = str(error.value)
     assert '\n' not in message and ': ' in message  # what is wrong: what to do
     return message
@@ -68,7 +68,7 @@ def test_folders_as_torchvision_reads_them(tree, dataset):
     for extra in ('train/n01/.DS_Store', 'train/n01/notes.txt', 'train/n02/._n02_0.JPEG', 'train/list.txt',
                   'val/n01/Thumbs.db', 'train/.cache/x.jpg'):
         write(tree / extra, b'not an image')
-    for split, part in zip(splits.load(dataset, str(tree)), ('train', 'val'), strict=True):
+    for split, part in zip(folders.load(dataset, str(tree)), ('train', 'val'), strict=True):
         for extra in tree.glob(f'{part}/**/.*'):  # torchvision would take hidden files for images
             shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
         expected = datasets.ImageFolder(str(tree / part))
@@ -79,7 +79,7 @@ def test_folders_as_torchvision_reads_them(tree, dataset):
 
 
 def test_every_ending_and_names_of_any_bytes(tmp_path):
-    endings = (*splits.ENDINGS, '.JPEG', '.Jpg')
+    endings = (*folders.ENDINGS, '.JPEG', '.Jpg')
     files = {f'{i}{ending}'.encode() for i, ending in enumerate(endings)} | {b'\xff \xc3\xa9.jpg'}
     for part in ('train', 'val'):
         folder = os.fsencode(tmp_path) + f'/{part}/a b'.encode()
@@ -88,14 +88,14 @@ def test_every_ending_and_names_of_any_bytes(tmp_path):
             with open(os.path.join(folder, file), 'wb') as f:
                 f.write(content(picture(1)))
         os.symlink('gone.jpg', os.path.join(folder, b'link.jpg'))  # is damaged, once it is read
-    train, _ = splits.load('folder', str(tmp_path))
+    train, _ = folders.load('folder', str(tmp_path))
     assert {path.split(b'/')[1] for path in train.paths.tolist()} == files | {b'link.jpg'}
     assert all(os.path.exists(train.path(i)) != ('link' in train.path(i)) for i in range(len(train.paths)))
 
 
 def test_folder_takes_test_for_val(tree):
     (tree / 'val').rename(tree / 'test')
-    assert splits.load('folder', tree)[1].root == str(tree / 'test')
+    assert folders.load('folder', tree)[1].root == str(tree / 'test')
     assert str(tree / 'val') in unusable('imagenet', tree)
 
 
@@ -122,12 +122,12 @@ def test_sub_folders_as_torchvision_reads_them(tree):
     for i, name in enumerate(('more/1.jpg', 'more/x/2.png', 'more-b/1.jpg', 'a/0.jpg', 'more/x/a/1.bmp')):
         write(tree / 'train/n01' / name, content(picture(i), 'PNG'))
     write(tree / 'train/n02/.hidden/1.jpg')
-    train, _ = splits.load('folder', tree)
+    train, _ = folders.load('folder', tree)
     shutil.rmtree(tree / 'train/n02/.hidden')
     expected = datasets.ImageFolder(str(tree / 'train'))
     assert [train.path(i) for i in range(len(train.paths))] == [path for path, _ in expected.samples]
     assert train.labels.tolist() == expected.targets and train.left_out == (0, '')
-    assert splits.note_of(train, None) == ''
+    assert folders.note_of(train, None) == ''
 
 
 def test_what_is_left_out_is_counted(tree):
@@ -136,12 +136,12 @@ def test_what_is_left_out_is_counted(tree):
     write(tree / 'val/n02/list.csv')
     for link in ('up', 'self'):  # to folders, which may lead anywhere
         (tree / 'train/n02' / link).symlink_to('..' if link == 'up' else '.')
-    train, test = splits.load('folder', tree)
+    train, test = folders.load('folder', tree)
     assert b'n01/2.jfif' in train.paths.tolist() and len(train.paths) == 7
     assert train.left_out == (5, str(tree / 'train/n01/3.jpg?w=300')) and test.left_out[0] == 1
-    note = splits.note_of(train, test)
+    note = folders.note_of(train, test)
     assert note.startswith('note: ') and ' 6 ' in note and '3.jpg?w=300' in note and '.jfif' in note
-    assert splits.note_of(None, test).count(' 1 ') == 1
+    assert folders.note_of(None, test).count(' 1 ') == 1
 
 
 def test_layouts_of_others_are_named(tree):
@@ -168,22 +168,23 @@ def test_layouts_of_others_are_named(tree):
 
 def test_names_of_classes():
     names = [str(i) for i in range(12)]
-    assert splits.same_classes('x', names, names) == splits.same_classes('x', None, names[:10]) == ''
-    note = splits.same_classes('file.pth', None, sorted(names))
+    assert folders.same_classes('x', names, names) == folders.same_classes('x', None, names[:10]) == ''
+    note = folders.same_classes('file.pth', None, sorted(names))
     assert '10 is class 2' in note and 'file.pth' in note and note.startswith('note: ')
-    assert splits.same_classes('x', None, [*sorted(names), 'twelve']) == ''
-    assert splits.same_classes('x', None, [f'{i:02}' for i in range(12)]) == ''
+    assert folders.same_classes('x', None, [*sorted(names), 'twelve']) == ''
+    assert folders.same_classes('x', None, [f'{i:02}' for i in range(12)]) == ''
     for known, said in ((['a', 'b'], 'a, b, none'), (['1', 'b', '3'], 'classes b, where .* have 2:'),
                         (['3', '1', '2'], '3, 1, 2'), ([str(i) for i in range(9)], '0, 1, 2 and 6 more')):
         with pytest.raises(InputError, match=said):
-            splits.same_classes('x', known, ['1', '2', '3'])
-    assert splits.short_form(names) != splits.short_form(sorted(names)) and '12' in splits.short_form(names)
-    assert splits.short_form(['\udcff']).startswith('1, ')
+            folders.same_classes('x', known, ['1', '2', '3'])
+    assert folders.short_form(names) != folders.short_form(sorted(names))
+    assert '12' in folders.short_form(names)
+    assert folders.short_form(['\udcff']).startswith('1, ')
 
 
 @pytest.mark.parametrize('inside', [True, False])
 def test_cub(cub, inside):
-    train, test = splits.load('cub', str(cub if inside else cub.parent))
+    train, test = folders.load('cub', str(cub if inside else cub.parent))
     assert names(train) == ['001.Crow/a.jpg', '002.Jay/a.jpg'] and train.labels.tolist() == [0, 1]
     assert names(test) == ['001.Crow/b c.jpg', '002.Jay/b.jpg'] and test.labels.tolist() == [0, 1]
     assert train.boxes.tolist() == [[10, 5, 30, 20.5], [-3, -1, 200, 200]] and train.boxes.dtype == np.float64
@@ -229,7 +230,7 @@ def test_cub_without(cub, missing):
 
 
 def test_scenes(scenes):
-    train, test = splits.load('scenes', str(scenes))
+    train, test = folders.load('scenes', str(scenes))
     assert names(train) == ['bar/a.jpg', 'attic/x y.jpg'] and train.labels.tolist() == [1, 0]
     assert names(test) == ['bar/b.jpg', 'attic/z.jpg'] and test.labels.tolist() == [1, 0]
     assert train.classes == test.classes == ['attic', 'bar']

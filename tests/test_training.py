@@ -10,18 +10,15 @@ import torch
 import torch.nn.functional as F
 from conftest import THREADS, log_of, train
 
-import checkpoint
 import cifar
-import data
-import devices
-import process
-import progress
 import resnet
-import shapes
 import training
 import utils
-from checkpoint import Folder
+from inputs import cifar as data
+from inputs import shapes
 from method import Output, evaluation_step, training_step
+from training import checkpoint, devices, exits, progress
+from training.checkpoint import Folder
 from utils import InputError, Sample
 
 CPU = torch.device('cpu')
@@ -95,7 +92,7 @@ def test_a_loss_that_is_not_finite(bad, at):
     losses[at] = bad
     meters = training.Meters()
     fill(meters, losses, [torch.zeros(2, 3)] * 3, [torch.zeros(2, dtype=torch.int64)] * 3)
-    with pytest.raises(process.Diverged, match='not finite'):
+    with pytest.raises(exits.Diverged, match='not finite'):
         meters.read()
 
 
@@ -339,17 +336,17 @@ def test_an_interrupt_between_the_first_two_files(tmp_path, monkeypatch, capsys,
     (['--save', 'a b', '--resume', 'auto', '--beta', '1e+3'], ['--save', 'a b', '--beta', '1e+3']),
     (['--epoch_step', '[1, 2]', '--save=$x;'], ['--epoch_step', '[1, 2]', '--save=$x;'])])
 def test_resume_command(given, kept):
-    command = process.resume_command(['some where/cifar.py', *given], True)
+    command = exits.resume_command(['some where/cifar.py', *given], True)
     assert shlex.split(command) == ['python', 'some where/cifar.py', *kept, '--resume', 'auto']
     shell = subprocess.run(['sh', '-c', f'printf "%s\\n" {command}'], capture_output=True, text=True)
     assert shell.stdout.splitlines() == shlex.split(command)
-    again = process.resume_command(['some where/cifar.py', *given], False)  # nothing is saved yet
+    again = exits.resume_command(['some where/cifar.py', *given], False)  # nothing is saved yet
     assert shlex.split(again) == ['python', 'some where/cifar.py', *given]
 
 
 def test_resume_command_of_torchrun(monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
-    command = process.resume_command(['cifar.py', '--save', 'x'], True)
+    command = exits.resume_command(['cifar.py', '--save', 'x'], True)
     assert command == 'torchrun ... cifar.py --save x --resume auto'
 
 
@@ -363,11 +360,11 @@ MEMORY = {
 def test_errors_for_want_of_memory(monkeypatch, capsys, text):
     def main():
         raise RuntimeError(text)
-    assert process.is_out_of_memory(RuntimeError(text)) == MEMORY[text]
-    assert process.is_out_of_memory(MemoryError(text)) and process.is_out_of_memory(torch.OutOfMemoryError())
+    assert exits.is_out_of_memory(RuntimeError(text)) == MEMORY[text]
+    assert exits.is_out_of_memory(MemoryError(text)) and exits.is_out_of_memory(torch.OutOfMemoryError())
     monkeypatch.setattr(sys, 'argv', ['a/cifar.py'])
     with pytest.raises(SystemExit if MEMORY[text] else RuntimeError) as end:
-        process.script(main)
+        exits.script(main)
     if MEMORY[text]:
         assert end.value.code == 2 and capsys.readouterr().err == (
             'cifar.py: error: no memory is left: give smaller batches, or end other programs\n')
@@ -377,7 +374,7 @@ def test_memory_that_torch_cannot_have(monkeypatch):
     """As torch says it here."""
     monkeypatch.setattr(sys, 'argv', ['cifar.py'])
     with pytest.raises(SystemExit, match='2'):
-        process.script(lambda: torch.empty(2**56))
+        exits.script(lambda: torch.empty(2**56))
 
 
 @pytest.mark.parametrize('in_test', [False, True])
@@ -394,7 +391,7 @@ def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
         return loss, output
 
     run.h = diverging
-    with pytest.raises(process.Diverged, match=r'epoch 2; .*model\.pt7 holds epoch 1'):
+    with pytest.raises(exits.Diverged, match=r'epoch 2; .*model\.pt7 holds epoch 1'):
         run.run()
     assert kept[0] == (tmp_path / 'run' / 'model.pt7').read_bytes()
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
@@ -516,7 +513,7 @@ def test_without_a_teacher_there_are_no_at_losses(tmp_path):
 
 def test_provenance(tmp_path, monkeypatch):
     (tmp_path / 'process.py').write_text('1\n')
-    monkeypatch.setattr(process, '__file__', str(tmp_path / 'process.py'))
+    monkeypatch.setattr(exits, '__file__', str(tmp_path / 'process.py'))
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
     for name in ('GIT_DIR', 'GIT_WORK_TREE'):
         monkeypatch.delenv(name, raising=False)
@@ -526,7 +523,7 @@ def test_provenance(tmp_path, monkeypatch):
                                '-c', 'commit.gpgsign=false', *arguments],
                               check=True, capture_output=True, text=True).stdout.strip()
 
-    found = process.provenance(CPU)
+    found = exits.provenance(CPU)
     assert found['commit'] is None
     assert found['torch'] == torch.__version__
     assert found['python'].split('.')[:2] == [str(v) for v in sys.version_info[:2]]
@@ -537,13 +534,13 @@ def test_provenance(tmp_path, monkeypatch):
     git('commit', '-m', 'x', '--no-verify')
     commit = git('rev-parse', 'HEAD')
     assert len(commit) == 40
-    assert process.provenance(CPU)['commit'] == commit
+    assert exits.provenance(CPU)['commit'] == commit
     (tmp_path / 'own run.txt').write_text('untracked')
-    assert process.provenance(CPU)['commit'] == commit
+    assert exits.provenance(CPU)['commit'] == commit
     (tmp_path / 'process.py').write_text('2\n')
-    assert process.provenance(CPU)['commit'] == commit + '-dirty'
+    assert exits.provenance(CPU)['commit'] == commit + '-dirty'
     monkeypatch.setenv('PATH', '')
-    assert process.provenance(CPU)['commit'] is None
+    assert exits.provenance(CPU)['commit'] is None
 
 
 # --- devices and half precision --------------------------------------------------------------------------

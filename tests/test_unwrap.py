@@ -17,11 +17,11 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-import checkpoint
 import resnet
 import utils
-import weights
+from training import checkpoint
 from utils import InputError
+from weights import tensors
 
 
 def some_params() -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def equal(a, b) -> bool:
 
 def refused(path, *words) -> str:
     with pytest.raises(InputError) as error:
-        weights.read(path)
+        tensors.read(path)
     for word in (str(path), *words):
         assert word in str(error.value)
     return str(error.value)
@@ -55,9 +55,9 @@ def test_prefixes_that_all_names_share(tmp_path, prefix, suffix):
     params, path = some_params(), tmp_path / f'weights{suffix}'
     save = torch.save if suffix == '.pth' else safetensors.torch.save_file
     save(prefixed(prefix, params), path)
-    assert equal(weights.read(path), params)
+    assert equal(tensors.read(path), params)
     save(prefixed(prefix, params) | {'more': torch.ones(1)}, path)  # now the names do not share it
-    assert prefix + 'conv0' in weights.read(path) or 'student' in prefix
+    assert prefix + 'conv0' in tensors.read(path) or 'student' in prefix
 
 
 @pytest.mark.parametrize('key', ['params', 'state_dict', 'model', 'model_state_dict', 'net', 'weights'])
@@ -67,7 +67,7 @@ def test_one_level_of_nesting(tmp_path, key):
     for more in ({}, {'epoch': 3, 'optimizer': optimizer.state_dict(), 'best_acc': 91.5, 'arch': 'wrn'}):
         for inner in (params, prefixed('_orig_mod.', params), collections.OrderedDict(params)):
             torch.save({key: inner, **more}, tmp_path / 'weights')
-            assert equal(weights.read(tmp_path / 'weights'), params)
+            assert equal(tensors.read(tmp_path / 'weights'), params)
 
 
 def test_of_several_networks_the_usual_one(tmp_path):
@@ -75,7 +75,7 @@ def test_of_several_networks_the_usual_one(tmp_path):
     for content in ({'model_ema': other, 'model': params}, {'state_dict_ema': other, 'state_dict': params},
                     {'adaptors': {'a': torch.ones(1)}, 'params': params}):
         torch.save(content, tmp_path / 'weights')
-        assert equal(weights.read(tmp_path / 'weights'), params)
+        assert equal(tensors.read(tmp_path / 'weights'), params)
     torch.save({'generator': params, 'critic': other}, tmp_path / 'weights')
     refused(tmp_path / 'weights', "'generator' of dict", "'critic' of dict", 'alone')
     torch.save(params | {'epoch': 3}, tmp_path / 'weights')
@@ -89,17 +89,17 @@ def test_states_of_torch_itself(tmp_path):
     for module in (network, nn.DataParallel(network), torch.optim.swa_utils.AveragedModel(network),
                    torch.compile(network)):
         torch.save(module.state_dict(), tmp_path / 'weights')
-        assert equal(weights.read(tmp_path / 'weights'), expected)
+        assert equal(tensors.read(tmp_path / 'weights'), expected)
 
 
 def test_a_layer_is_no_prefix():
     head = {'fc.weight': torch.ones(5, 3), 'fc.bias': torch.ones(5)}
-    assert weights.unwrap(head) == head
+    assert tensors.unwrap(head) == head
 
 
 def test_a_long_name_takes_no_time():
     name = 'a.' * 1_000_000 + 'b'
-    assert len(next(iter(weights.unwrap({name: torch.ones(1)})))) > 1_000_000
+    assert len(next(iter(tensors.unwrap({name: torch.ones(1)})))) > 1_000_000
 
 
 @pytest.mark.parametrize('prefix', ['', 'student.'])
@@ -137,8 +137,8 @@ def test_attributes_that_hide_methods(tmp_path, name):
     state = {'options': options, 'epoch': 3, 'params': hostile, 'more': [({'x': hostile},)]}
     for content in (hostile, Attributes(state, **{name: 5})):
         torch.save(content, path)
-        assert equal(weights.read(path), params)
-        assert weights.dataset_of(path) == (None if content is hostile else 'CIFAR10')
+        assert equal(tensors.read(path), params)
+        assert checkpoint.dataset_of(path) == (None if content is hostile else 'CIFAR10')
         with pytest.raises(InputError, match='no checkpoint'):
             checkpoint.Folder(argparse.Namespace(save=tmp_path, resume='auto'))
 
@@ -174,7 +174,7 @@ def test_without_checksums(tmp_path):
         torch.serialization.set_crc32_options(before)
     with zipfile.ZipFile(path) as archive:
         assert not any(entry.CRC for entry in archive.infolist())
-    assert equal(weights.read(path), params)
+    assert equal(tensors.read(path), params)
     path.write_bytes(path.read_bytes()[:-30])
     refused(path, 'truncated')
 
@@ -204,7 +204,7 @@ LIMITED = '''
 
     limit, *paths = sys.argv[1:]
     for path in paths:
-        weights.read(path)
+        tensors.read(path)
     if limit == 'files':
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     else:
@@ -213,7 +213,7 @@ LIMITED = '''
         resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.RLIM_INFINITY))
     for path in paths:
         try:
-            weights.read(path)
+            tensors.read(path)
         except weights.InputError as e:
             print(e)
 '''
@@ -252,19 +252,19 @@ def test_what_a_limit_leaves_in_the_cache(tmp_path, monkeypatch, error, word):
     """A download that could not be read is kept, unless it is the file that is wrong."""
     path = tmp_path / 'weights'
     torch.save(some_params(), path)
-    monkeypatch.setattr(weights, '_download', lambda *_: path)
+    monkeypatch.setattr(tensors, '_download', lambda *_: path)
 
     def fail(_):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, '_float32', lambda *_: fail(_))
+        patch.setattr(tensors, '_float32', lambda *_: fail(_))
         with pytest.raises(InputError, match=word):
-            weights.read('http://localhost/weights')
-    assert equal(weights.read('http://localhost/weights'), weights.read(path))
+            tensors.read('http://localhost/weights')
+    assert equal(tensors.read('http://localhost/weights'), tensors.read(path))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match='truncated'):
-        weights.read('http://localhost/weights')
+        tensors.read('http://localhost/weights')
     assert not path.exists()
 
 

@@ -10,13 +10,12 @@ import torch
 from conftest import call
 from PIL import Image
 
-import checkpoint
-import data
-import images
 import nin
 import resnet
-import shapes
+from inputs import cifar as data
+from inputs import images, shapes
 from tools import drawings, visualize
+from training import checkpoint
 from utils import InputError
 
 

@@ -22,8 +22,8 @@ import torchvision
 from conftest import ROOT
 from test_checkpoint import Payload
 
-import weights
 from utils import InputError
+from weights import tensors
 
 SAFETENSORS = safetensors.torch.save({'x': torch.ones(1)})
 LAYOUTS = ['2.x', '3.x', '4.x', '5.x']
@@ -42,7 +42,7 @@ def equal(a: dict, b: dict) -> bool:
 
 def refused(path, *words) -> str:
     with pytest.raises(InputError) as error:
-        weights.read(path)
+        tensors.read(path)
     message = str(error.value)
     assert str(path) in message and '\n' not in message
     for word in words:
@@ -88,7 +88,7 @@ def test_layouts_of_hickle(tmp_path, layout):
     del arrays['none']  # compression needs an element
     for i, options in enumerate(({}, {'compression': 'gzip', 'shuffle': True}, {'chunks': True})):
         path = write_hickle(tmp_path / f'{i}.bin', layout, arrays, **options)
-        assert equal(weights.read(path), {name: params[name] for name in arrays})
+        assert equal(tensors.read(path), {name: params[name] for name in arrays})
 
 
 def test_a_file_of_hickle_itself(tmp_path):
@@ -96,8 +96,8 @@ def test_a_file_of_hickle_itself(tmp_path):
     hickle.dump({name: t.numpy() for name, t in params.items()}, str(tmp_path / 'a.hkl'), mode='w')
     hickle.dump({name: t.numpy() for name, t in params.items() if t.numel() > 1}, str(tmp_path / 'b.hkl'),
                 mode='w', compression='gzip')
-    assert equal(weights.read(tmp_path / 'a.hkl'), params)
-    assert equal(weights.read(str(tmp_path / 'b.hkl')), {n: t for n, t in params.items() if t.numel() > 1})
+    assert equal(tensors.read(tmp_path / 'a.hkl'), params)
+    assert equal(tensors.read(str(tmp_path / 'b.hkl')), {n: t for n, t in params.items() if t.numel() > 1})
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -108,7 +108,7 @@ def test_numbers_of_other_kinds(tmp_path, layout):
     arrays = {name: numbers.astype(kind) for name, kind in kinds.items()}
     path = write_hickle(tmp_path / 'a.hkl', layout, {f'n.{name}': n for name, n in counters.items()} | arrays)
     expected = {k: torch.from_numpy(numbers.astype(d).astype('<f4')) for k, d in kinds.items()}
-    assert equal(weights.read(path), expected)
+    assert equal(tensors.read(path), expected)
     write_hickle(path, layout, {'x': np.arange(3)})
     refused(path, "'x'", 'int64', 'floating-point')
 
@@ -119,7 +119,7 @@ def test_names_are_only_names(tmp_path, layout):
     names = [name for name in names if layout != '2.x' or name not in ('', '..')]  # HDF5 itself has no such
     lengths = {name: i for i, name in enumerate(names, 1)}
     path = write_hickle(tmp_path / 'a.hkl', layout, {name: np.ones(n, 'f4') for name, n in lengths.items()})
-    assert {name: len(t) for name, t in weights.read(path).items()} == lengths
+    assert {name: len(t) for name, t in tensors.read(path).items()} == lengths
     assert os.listdir(tmp_path) == ['a.hkl']
 
 
@@ -168,7 +168,7 @@ def test_pickled_types_of_hickle_are_not_loaded(tmp_path):
         table.create_dataset(name, data=payload[None])
         table[name].attrs['base_type'] = base
         f['data/"x"'].attrs['type'] = table[name].ref
-    assert weights.read(path)['x'].tolist() == [1, 1, 1]
+    assert tensors.read(path)['x'].tolist() == [1, 1, 1]
     assert not mark.exists()
     with pytest.raises(Exception):  # noqa: B017 - whatever hickle makes of it
         hickle.load(str(path))
@@ -224,7 +224,7 @@ LINKED = '''
     import sys, weights
     for path in sys.argv[1:]:
         try:
-            weights.read(path)
+            tensors.read(path)
         except weights.InputError:
             print('refused')
 '''
@@ -280,7 +280,7 @@ FLIPPED = '''
             content[draw.randrange(len(whole))] = draw.randrange(256)
         path.write_bytes(content)
         try:
-            weights.read(path)
+            tensors.read(path)
         except InputError:
             refused += 1
     print('refused', refused)
@@ -365,7 +365,7 @@ CLAIMING = '''
     before = peak()
     for path in sys.argv[1:]:
         try:
-            weights.read(path)
+            tensors.read(path)
             print(path, 'was read')
         except InputError as e:
             pass
@@ -404,7 +404,7 @@ def test_content_that_was_never_written(tmp_path):
 def test_zeros_that_compress_well_are_read(tmp_path):
     path = write_hickle(tmp_path / 'a.hkl', '5.x', {'x': np.zeros((1000, 1000), 'f4')}, compression='gzip')
     assert path.stat().st_size < 40_000
-    assert equal(weights.read(path), {'x': torch.zeros(1000, 1000)})
+    assert equal(tensors.read(path), {'x': torch.zeros(1000, 1000)})
 
 
 # --- torch and safetensors -------------------------------------------------------------------------------
@@ -421,14 +421,14 @@ def test_dictionaries_of_torch(tmp_path):
                     {name: t.double() for name, t in params.items()}):
         for zipped in (True, False):
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
-            assert equal(weights.read(path), params)
+            assert equal(tensors.read(path), params)
     torch.save(params | {'module.x': torch.ones(1)}, path)  # a name like any other
-    assert equal(weights.read(path), params | {'module.x': torch.ones(1)})
+    assert equal(tensors.read(path), params | {'module.x': torch.ones(1)})
     torch.save({'x': torch.arange(6.).view(2, 3).t()}, path)
-    assert equal(weights.read(path), {'x': torch.arange(6.).view(2, 3).t()})
+    assert equal(tensors.read(path), {'x': torch.arange(6.).view(2, 3).t()})
     for dtype in (torch.float16, torch.bfloat16):
         torch.save({name: t.to(dtype) for name, t in params.items()}, path)
-        assert equal(weights.read(path), {name: t.to(dtype).float() for name, t in params.items()})
+        assert equal(tensors.read(path), {name: t.to(dtype).float() for name, t in params.items()})
 
 
 @pytest.mark.parametrize(('content', 'word'), [
@@ -457,14 +457,14 @@ def test_safetensors(tmp_path):
     params, path = some_params(), tmp_path / 'weights.bin'
     more = {'n.num_batches_tracked': torch.tensor(3)}
     safetensors.torch.save_file(params | more, path, metadata={'format': 'pt'})
-    read = weights.read(path)
+    read = tensors.read(path)
     assert equal(read, params)
     before = path.read_bytes()
     read['conv0.weight'].zero_()  # the tensors are the reader's own
     assert path.read_bytes() == before
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         safetensors.torch.save_file({name: t.to(dtype) for name, t in params.items()}, path)
-        assert equal(weights.read(path), {name: t.to(dtype).float() for name, t in params.items()})
+        assert equal(tensors.read(path), {name: t.to(dtype).float() for name, t in params.items()})
     safetensors.torch.save_file({'x': torch.arange(3)}, path)
     refused(path, "'x' of torch.int64")
 
@@ -521,8 +521,8 @@ def test_folders_and_missing_files(tmp_path):
     torch.save({'params': params}, tmp_path / 'model.pt7')
     refused(tmp_path, 'no log.txt')
     (tmp_path / 'log.txt').touch()
-    assert equal(weights.read(tmp_path), params)
-    assert equal(weights.read(str(tmp_path)), params)
+    assert equal(tensors.read(tmp_path), params)
+    assert equal(tensors.read(str(tmp_path)), params)
 
 
 # --- addresses -------------------------------------------------------------------------------------------
@@ -569,9 +569,9 @@ def test_addresses(server):
     a, b = some_params(), some_params()
     server.served = {'/a/model.pth': saved(a), '/b/model.pth?x=1': saved(b), '/c/': safetensors.torch.save(a)}
     for path, params in (('/a/model.pth', a), ('/b/model.pth?x=1', b), ('/c/', a)):
-        assert equal(weights.read(server.address + path), params)
+        assert equal(tensors.read(server.address + path), params)
     assert len(os.listdir(server.cache)) == 3
-    assert equal(weights.read(server.address + '/a/model.pth'), a)
+    assert equal(tensors.read(server.address + '/a/model.pth'), a)
     assert len(server.requests) == 3  # the second time from the cache
 
 
@@ -584,7 +584,7 @@ def test_failed_downloads_leave_nothing(server, tmp_path):
         refused(server.address + path, word)
         assert os.listdir(server.cache) == []
     server.served['/nowhere'] = saved(some_params())
-    weights.read(server.address + '/nowhere')
+    tensors.read(server.address + '/nowhere')
     address = server.address
     server.shutdown()
     server.server_close()
@@ -603,27 +603,27 @@ def test_torchvision(server, monkeypatch):
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     for depth in (18, 34):
-        assert equal(weights.read(f'torchvision:resnet{depth}'), expected)
+        assert equal(tensors.read(f'torchvision:resnet{depth}'), expected)
         url, path, sha256 = requested.pop()
         assert url == torchvision.models.get_model_weights(f'resnet{depth}').DEFAULT.url
         assert Path(path) == server.cache / url.rsplit('/', 1)[1]
         assert sha256 in url and len(sha256) == 8
-        weights.read(f'torchvision:resnet{depth}')
+        tensors.read(f'torchvision:resnet{depth}')
         assert not requested
     for name in ('resnet50', '', 'resnet34/../../x', 'http://x'):
         with pytest.raises(InputError, match='resnet18 and resnet34'):
-            weights.read(f'torchvision:{name}')
+            tensors.read(f'torchvision:{name}')
 
 
 def test_another_checksum_is_refused(server):
     server.served = {'/resnet34-b627a593.pth': saved(some_params())}
     with pytest.raises(InputError, match='cannot download.*hash'):
-        weights._download(server.address + '/resnet34-b627a593.pth', 'resnet34-b627a593.pth', 'b627a593')
+        tensors._download(server.address + '/resnet34-b627a593.pth', 'resnet34-b627a593.pth', 'b627a593')
     assert os.listdir(server.cache) == []
 
 
 def test_without_network(server, monkeypatch):
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing answers there
     with pytest.raises(InputError, match='cannot download https://.*resnet34.*give the file'):
-        weights.read('torchvision:resnet34')
+        tensors.read('torchvision:resnet34')
     assert os.listdir(server.cache) == []

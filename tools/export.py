@@ -27,13 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoint
-import options
-import process
 import resnet
 import utils
-import weights
+from training import checkpoint, exits, options
 from utils import InputError, Network, Params
+from weights import networks
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
 OPSET = 17  # of ONNX
@@ -55,9 +53,9 @@ def main() -> None:
     if not opt.out.parent.is_dir():
         raise InputError(f'there is no folder {opt.out.parent} to write {opt.out.name} to: make it first')
     f, params = resnet.load(opt.source)
-    print(f'{opt.source}: {resnet.describe(params)}')
+    print(f'{opt.source}: {networks.describe(params)}')
     try:
-        content, deviation = export(f, params, opt.out.suffix, weights.dataset_of(opt.source))
+        content, deviation = export(f, params, opt.out.suffix, checkpoint.dataset_of(opt.source))
     except ImportError as e:
         needed = PACKAGES[opt.out.suffix]
         raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {needed}') from None
@@ -97,7 +95,7 @@ def export(f: Network, params: Params, suffix: str, dataset: str | None = None) 
 
 def _images(params: Params) -> list[Tensor]:
     """Noise in two sizes of batches, which shows an ONNX file whether it takes any."""
-    size = resnet.image_size(params)
+    size = networks.image_size(params)
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]
 
@@ -144,7 +142,7 @@ def _write_safetensors(params: Params, path: Path, image: Tensor, dataset: str |
 
 def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     import onnx
-    network = Logits(*resnet.network(params)).eval()
+    network = Logits(*networks.network(params)).eval()
     with warnings.catch_warnings(action='ignore'):  # of TorchScript's age; its follower needs more packages
         torch.onnx.export(
             network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,
@@ -179,4 +177,4 @@ FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor, str | None], None], Loa
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

@@ -25,13 +25,11 @@ from typing import NamedTuple
 
 import torch
 
-import checkpoint
 import cifar
-import data
 import imagenet
-import options
-import process
-import splits
+from inputs import cifar as data
+from inputs import folders
+from training import checkpoint, exits, options
 from utils import InputError
 
 SCRIPTS = {'cifar.py': cifar, 'imagenet.py': imagenet}
@@ -146,8 +144,8 @@ def check_data(jobs: Iterable[Job]) -> None:
     """Find each data set once: runs that start at once would all download it to the same place."""
     found = {(job.opt.dataset, getattr(job.opt, 'imagenetpath', None) or job.opt.dataroot) for job in jobs}
     for dataset, folder in sorted(found):
-        if dataset in splits.DATASETS:
-            splits.load(dataset, folder, train=False)
+        if dataset in folders.DATASETS:
+            folders.load(dataset, folder, train=False)
         elif dataset != 'shapes':
             data.load(dataset, folder, torch.device('cpu'))
 
@@ -233,7 +231,7 @@ def run(job: Job, gpu: str | None, threads: int, parent: int) -> None:
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpu
     sys.argv = job.words
-    process.script(SCRIPTS[job.words[0]].main)
+    exits.script(SCRIPTS[job.words[0]].main)
 
 
 def end_with(parent: int) -> None:
@@ -246,4 +244,4 @@ def end_with(parent: int) -> None:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

@@ -27,16 +27,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-import checkpoint
-import data
-import images
-import options
-import process
 import resnet
-import shapes
-import splits
 import utils
-import weights
+from inputs import cifar as data
+from inputs import folders, images, shapes
+from training import checkpoint, exits, options
 from utils import InputError, Params
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
@@ -85,7 +80,7 @@ def main() -> None:
     paths = find(opt.photos)
     networks = load(opt.weights, opt.names)
     for network in networks:
-        print(f'{network.name}: {resnet.describe(network.params)}')
+        print(f'{network.name}: {networks.describe(network.params)}')
     n_rows = len(rows(networks, opt.maps, opt.groups))
     n = max(ROWS // n_rows, 1)
     for i in range(0, len(paths), n):
@@ -115,10 +110,10 @@ def find(photos: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in splits.ENDINGS and p.is_file()
+        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folders.ENDINGS and p.is_file()
                         and not any(part.startswith('.') for part in p.relative_to(path).parts))
         if not inside:
-            raise InputError(f'the folder {path} has no photos in it, as {", ".join(splits.ENDINGS[:3])}: '
+            raise InputError(f'the folder {path} has no photos in it, as {", ".join(folders.ENDINGS[:3])}: '
                              'name another')
         found += inside
     return found
@@ -181,9 +176,9 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
     networks = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
-        size, n = resnet.image_size(params), len(params['fc.bias'])
-        networks.append(Network(name, f, params, size, resnet.n_groups(params),
-                                class_names(weights.dataset_of(source), size, n)))
+        size, n = networks.image_size(params), len(params['fc.bias'])
+        networks.append(Network(name, f, params, size, networks.n_groups(params),
+                                class_names(checkpoint.dataset_of(source), size, n)))
     for network in networks:
         if network.n_groups != networks[0].n_groups:
             raise InputError(f'{networks[0].name} has {networks[0].n_groups} groups and {network.name} '
@@ -289,7 +284,7 @@ def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Seque
     text(width / 2, 0.4, title, fontsize=14)
     for network, x in zip(networks, lefts, strict=True):
         text(x + column / 2, 0.9, _lines(network.name, column, 12), fontsize=12, weight='bold')
-        text(x + column / 2, 1.1, resnet.describe(network.params).split(',')[0], color='0.35')
+        text(x + column / 2, 1.1, networks.describe(network.params).split(',')[0], color='0.35')
     y = TOP
     for name, image in pictures.items():
         try:
@@ -352,4 +347,4 @@ def content(page: Figure, ending: str) -> bytes:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

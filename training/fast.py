@@ -5,8 +5,8 @@ import logging
 import torch
 
 import method
-import process
 import utils
+from training import exits
 
 COMPILED_FROM = 3000  # steps: on 2 cores compiling takes 20 to 60 s, and saves about 15 ms of an AT step
 
@@ -21,7 +21,7 @@ def chosen(opt: argparse.Namespace, device: torch.device, steps: int) -> argpars
         return opt
     dtype = opt.dtype or ('bfloat16' if has_bfloat16(device) else 'float')
     why_not = '' if opt.compile else why_not_compiled(opt, device, steps)
-    process.print_first(f'fast: {dtype}, ' + (f'not compiled ({why_not})' if why_not else 'compiled'))
+    exits.print_first(f'fast: {dtype}, ' + (f'not compiled ({why_not})' if why_not else 'compiled'))
     return argparse.Namespace(**vars(opt) | {'dtype': dtype, 'compile': not why_not})
 
 

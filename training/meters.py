@@ -7,11 +7,10 @@ from torch import Tensor
 from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter
 
-import data
-import devices
-import images
-import process
+from inputs import cifar as data
+from inputs import images
 from method import Output
+from training import devices, exits
 from utils import Function, Sample
 
 Loader = data.Loader | images.Loader
@@ -54,7 +53,7 @@ class Meters:
         sums[:, 1:1 + k] = stacked[:, 1:1 + k]  # right answers are counts already
         rows = [row for row in devices.summed(sums).tolist() if row[-1]]
         if not all(math.isfinite(row[0]) for row in rows):
-            raise process.Diverged('the loss is not finite')
+            raise exits.Diverged('the loss is not finite')
         self.n_images = int(sum(row[-1] for row in rows))
         accuracies = ['acc' if top == 1 else f'acc{top}' for top in self.topk]
         names = ['loss', *accuracies, *self.losses, *self.likeness]

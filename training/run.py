@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import devices
 import method
-import process
 import resnet
-import splits
 import utils
-from checkpoint import Folder
-from progress import Board, Pace, Progress
+from inputs import folders
+from training import devices, exits
+from training.checkpoint import Folder
 from training.half import ScaledSGD, scaled
 from training.meters import Loader, Meters, evaluate, n_damaged
+from training.progress import Board, Pace, Progress
 from utils import Function, InputError, Params
+from weights import networks
 
 
 class Run:
@@ -88,7 +88,7 @@ class Run:
                 self.board.add(result)
         self.pace.add()
         left = self.opt.epochs - epoch
-        process.print_first(
+        exits.print_first(
             f'epoch {epoch}/{self.opt.epochs}: '
             f'train loss {result["train_loss"]:.4f} accuracy {result["train_acc"]:.2f}, '
             f'test loss {result["test_loss"]:.4f} accuracy {result["test_acc"]:.2f}, '
@@ -109,7 +109,7 @@ class Run:
         result |= {'epoch': epoch,
                    'train_time': trained - self.begun, 'test_time': time.monotonic() - trained,
                    'images_per_second': self.meters.n_images / (trained - self.begun),
-                   'peak_memory': process.peak_memory(self.device),
+                   'peak_memory': exits.peak_memory(self.device),
                    'lr_epoch': [method.learning_rate(self.opt, epoch, done) for done in (0, 1)],
                    'beta_epoch': method.beta(self.opt, epoch), 'ranks': devices.ranks()}
         damaged = n_damaged(self.train_loader, self.test_loader)
@@ -127,10 +127,10 @@ class Run:
         """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
         source, saved = self.folder.source, state['params']
         if isinstance(known := state['options'].get('classes'), list) and self.classes:
-            splits.same_classes(source, known, self.classes)
+            folders.same_classes(source, known, self.classes)
         if kinds(saved) != kinds(self.student):
             found = devices.of_first_rank(lambda: resnet.load(source)[1])
-            raise InputError(f'{source} holds a {resnet.describe(found)}: the options say another')
+            raise InputError(f'{source} holds a {networks.describe(found)}: the options say another')
         adaptors = state.get('adaptors')
         if self.adaptors and not (isinstance(adaptors, dict) and kinds(adaptors) == kinds(self.adaptors)):
             raise InputError(f'{source} lacks the adaptors that --hint_beta goes on training: give '
@@ -149,9 +149,9 @@ class Run:
         """End the run if --max_hours are up. The ranks' clocks differ: all stop if one of them says so."""
         up = torch.tensor(float(self.pace.is_up(self.opt.max_hours)), device=self.device)
         if devices.summed(up).item():
-            raise process.TimeIsUp(f'stopped after epoch {epoch} of {self.opt.epochs}, as the next might not '
+            raise exits.TimeIsUp(f'stopped after epoch {epoch} of {self.opt.epochs}, as the next might not '
                                    f'end within --max_hours {self.opt.max_hours:g}; go on with: '
-                                   + process.resume_command(sys.argv, saved=True))
+                                   + exits.resume_command(sys.argv, saved=True))
 
     # --- with run: -----------------------------------------------------------------------------------------
 
@@ -159,28 +159,28 @@ class Run:
         if not devices.rank():
             if self.first >= self.opt.epochs:
                 self.folder.complete_log()
-                process.say_once(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
+                exits.say_once(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
             else:
                 self.folder.create()
-                self.facts |= process.provenance(self.device)
+                self.facts |= exits.provenance(self.device)
                 if self.classes:
-                    self.facts['classes'] = splits.short_form(self.classes)
+                    self.facts['classes'] = folders.short_form(self.classes)
                 self.board = Board(self.folder.path, self.first + 1) if self.opt.tensorboard else None
         return self
 
     def __exit__(self, kind: type | None, e: BaseException | None, traceback: TracebackType | None) -> None:
         """Say what is saved and how to resume, whatever ended the run; let go of its files."""
         try:
-            if isinstance(e, process.Diverged):
-                raise process.Diverged(f'{e} in epoch {self.train_loader.epoch}; {self.folder.last()}: '
+            if isinstance(e, exits.Diverged):
+                raise exits.Diverged(f'{e} in epoch {self.train_loader.epoch}; {self.folder.last()}: '
                                        f'try {advice(self.opt)}') from None
             if isinstance(e, MemoryError | RuntimeError) and utils.is_out_of_memory(e):
                 raise InputError(f'--batch_size {self.opt.batch_size} takes more memory than there is; '
                                  f'{self.folder.last()}: give a smaller one, or share it among devices with '
                                  '--ngpu') from None
             if isinstance(e, KeyboardInterrupt | SystemExit):
-                process.say_once(f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; '
-                                 'go on with: ' + process.resume_command(sys.argv, bool(self.folder.saved)))
+                exits.say_once(f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; '
+                                 'go on with: ' + exits.resume_command(sys.argv, bool(self.folder.saved)))
         finally:
             self.folder.close()
             for part in (self.bar, self.board):

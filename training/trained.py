@@ -4,14 +4,12 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import devices
 import method
-import process
 import resnet
-import splits
-import weights
+from inputs import folders
+from training import checkpoint, devices, exits
 from utils import InputError, Network, Params
+from weights import networks
 
 
 def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
@@ -19,16 +17,16 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
     """A trained network, which must know the classes of the data set, in order; prints what it is."""
     with devices.first_rank_first():  # which downloads it
         f, params = resnet.load(path)
-    trained_on = weights.dataset_of(path)
+    trained_on = checkpoint.dataset_of(path)
     if trained_on not in (None, dataset):
         raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
                          'give the same --dataset to both')
     n = len(params['fc.bias'])
     if n != num_classes:
         raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
-    if classes and (note := splits.same_classes(path, checkpoint.classes_of(path), classes)):
-        process.say_first(note)
-    process.print_first(f'{path}: {resnet.describe(params)}')
+    if classes and (note := folders.same_classes(path, checkpoint.classes_of(path), classes)):
+        exits.say_first(note)
+    exits.print_first(f'{path}: {networks.describe(params)}')
     return f, devices.to_device(params, where)
 
 
@@ -36,10 +34,10 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
                  where: torch.device, classes: list[str] | None = None) -> tuple[Network, Params]:
     """A teacher: a trained network in the exported form, which computes the same with less work."""
     _, params = load(path, opt.dataset, len(student['fc.bias']), where, classes)
-    n, n_student = resnet.n_groups(params), resnet.n_groups(student)
+    n, n_student = networks.n_groups(params), networks.n_groups(student)
     compared = [loss.option for loss in method.active(opt) if loss.groups]
     if compared and n != n_student:
         raise InputError(f'{path} has {n} groups to compare, the student {n_student}: give a teacher of as '
                          f'many, or leave out --{compared[0]}')
-    f, params = resnet.network(resnet.fold(params))
+    f, params = networks.network(resnet.fold(params))
     return f, devices.to_device(params, where)

@@ -26,8 +26,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import options
 from tools.benchmark import accuracy, cifar, imagenet, jobs, loader
+from training import options
 
 COMMANDS = {
     'cifar': (cifar, 'Step and loader of cifar.py: WRN-16-2 -> WRN-16-1.'),

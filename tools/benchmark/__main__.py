@@ -1,9 +1,9 @@
 """`python -m tools.benchmark` starts here."""
 import sys
 
-import process
 from tools import benchmark
+from training import exits
 
 if __name__ == '__main__':
     sys.argv[0] = 'tools.benchmark'  # which messages begin with
-    process.script(benchmark.main)
+    exits.script(benchmark.main)

@@ -16,16 +16,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-import checkpoint
 import cifar
-import data
-import devices
 import method
-import options
-import process
 import resnet
+from inputs import cifar as data
 from tools.benchmark import sides, steps
 from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
+from training import checkpoint, devices, exits, options
 from utils import InputError, Network, Params, Sample
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
@@ -65,7 +62,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
             errors['baseline'].append(plainly(one, f_t, teacher, train_set, test_set, opt.workers))
             print(f'seed {one.seed}: test error {errors["ours"][-1]:.2f} % by cifar.py, '
                   f'{errors["baseline"][-1]:.2f} % plainly', file=sys.stderr, flush=True)
-    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **exits.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': last['dtype'], 'compile': last['compile'],
             'dataset': opt.dataset, 'images': [len(s.labels) for s in (train_set, test_set)],
             'batch': opt.batch_size, 'epochs': opt.epochs, 'lr_schedule': opt.lr_schedule,

@@ -18,15 +18,13 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 import cifar
-import data
-import devices
-import options
-import process
 import resnet
+from inputs import cifar as data
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Blocks, Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
+from training import devices, exits, options
 from utils import InputError, Sample
 
 TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
@@ -88,7 +86,7 @@ def ours(opt: argparse.Namespace) -> Prepared:
 
     consumers = {'at': ready('at', 'at', opt)}
     consumers['at'](itertools.islice(our_batches(opt, split), MEMORY_STEPS))
-    peak = process.peak_memory(device)
+    peak = exits.peak_memory(device)
     if opt.profile:
         measure.profile(opt.profile, our_batches(opt, split), consumers['at'], device)
     extra = variants(opt) if fast else {}
@@ -131,7 +129,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     pages that it shares with the main process.
     """
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {'baseline': process.peak_memory(device),
+    return {'baseline': exits.peak_memory(device),
             'baseline_worker': largest * (1 if sys.platform == 'darwin' else 1024)}
 
 

@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 
-import devices
 import imagenet
-import images
-import options
-import process
 import resnet
 import utils
+from inputs import images
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
+from training import devices, exits, options
 from utils import Network, Params, Sample
 
 TEACHER, STUDENT = 34, 18  # depths
@@ -77,7 +75,7 @@ def prepare(opt: argparse.Namespace, side: str) -> Prepared:
         contenders[case] = partial(block, sample, consume, opt.steps)
         if case == 'at':
             block(sample, consume, 1)
-            peaks[side] = process.peak_memory(device)
+            peaks[side] = exits.peak_memory(device)
             if opt.profile and side == 'ours':
                 measure.profile(opt.profile, endless(sample), consume, device)
     facts = {'peak_memory': peaks}

@@ -18,13 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import checkpoint
-import data
-import devices
-import options
-import process
 import resnet
+from inputs import cifar as data
 from tools.benchmark import cifar, measure
+from training import checkpoint, devices, exits, options
 from utils import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +61,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
 
     measure.in_turns({(n, 'at once'): lambda n=n: wall(n) for n in opt.jobs}, opt.rounds, 's')
     points = {n: point(n, several) for n, several in found.items()}
-    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **exits.provenance(device),
             'threads': torch.get_num_threads(), 'dtype': opt.dtype, 'dataset': opt.dataset,
             'images': opt.images, 'epochs': opt.epochs, 'batch': opt.batch_size, 'rounds': opt.rounds,
             'points': list(points.values()), 'best': best(points)}

@@ -19,14 +19,11 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-import images
-import nvjpeg
-import options
-import process
-import splits
-from splits import Split
+from inputs import folders, images, nvjpeg
+from inputs.folders import Split
 from tools.benchmark import measure, steps
 from tools.benchmark.measure import SIDES, Contender
+from training import exits, options
 from utils import InputError, Sample
 
 CPU = torch.device('cpu')
@@ -69,7 +66,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         sizes = [len(Path(split.path(i)).read_bytes()) for i in range(len(split.paths))]
         blocks = measure.alternate({(crop, side): contender(opt, crop, side, split)
                                     for crop in PLAIN for side in SIDES}, opt.rounds)
-    return {'benchmark': opt.command, 'device': device.type, **process.provenance(device),
+    return {'benchmark': opt.command, 'device': device.type, **exits.provenance(device),
             'torchvision': torchvision.__version__, 'pillow': PIL.__version__,
             'threads': torch.get_num_threads(),
             'dataset': Path(opt.imagenetpath).resolve().name if opt.imagenetpath else 'drawn',
@@ -82,7 +79,7 @@ def load(path: str) -> Split:
     """All images of a folder of classes, or of its folder `train`."""
     root = Path(path)
     try:
-        return splits.classes_of(str(root / 'train' if (root / 'train').is_dir() else root))
+        return folders.classes_of(str(root / 'train' if (root / 'train').is_dir() else root))
     except OSError as e:
         raise InputError(f'--imagenetpath {e.filename} cannot be read ({e.strerror}): it must be a folder of '
                          'images, <class>/* or train/<class>/*') from None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity
 
-import options
+from training import options
 from utils import Sample
 
 SIDES = ('ours', 'baseline')

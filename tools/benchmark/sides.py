@@ -17,11 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-import devices
-import options
-import process
 from tools.benchmark.measure import SIDES, Contender
-from training import fast
+from training import devices, exits, fast, options
 from utils import InputError
 
 
@@ -92,7 +89,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Prepared], arguments: tuple)
                 while True:
                     pipe.send(contenders[pipe.recv()]())
 
-    process.script(main)
+    exits.script(main)
 
 
 def contenders(found: dict[str, Side]) -> dict[tuple[str, str], Contender]:
@@ -138,7 +135,7 @@ def ready(opt: argparse.Namespace, side: str, real_options: Callable[..., argpar
 
 def described(opt: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What our side ran on, for the report."""
-    return {'device': device.type, **process.provenance(device), 'threads': torch.get_num_threads(),
+    return {'device': device.type, **exits.provenance(device), 'threads': torch.get_num_threads(),
             'dtype': opt.dtype, 'compile': opt.compile, 'baseline_dtype': 'float'}
 
 

@@ -35,7 +35,7 @@ def dropping(device: torch.device) -> Consumer:
 def folded(networks: Networks) -> Networks:
     """The teacher as training.load_teacher gives it."""
     f_s, student, f_t, teacher = networks
-    return (f_s, student, *(resnet.network(resnet.fold(teacher)) if f_t else (None, {})))
+    return (f_s, student, *(networks.network(resnet.fold(teacher)) if f_t else (None, {})))
 
 
 def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,

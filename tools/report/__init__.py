@@ -17,9 +17,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import checkpoint
-import options
 from tools.report import benchmarks, budget, check, curves, documents, logs, paper, tables
+from training import checkpoint, options
 from utils import InputError
 
 # Options that take the place of LOGS: what to do with the others, and which others they allow.

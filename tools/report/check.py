@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import checkpoint
-import data
 import method
-import process
 import training
+from inputs import cifar as data
 from method import evaluation_step
 from tools.report import documents, settings
+from training import checkpoint, exits
 from utils import InputError
 
 # | [wrn_16_2](wrn_16_2) | `sha256` | `what --evaluate prints` |
@@ -54,7 +53,7 @@ def check(folder: Path, dataroot: str | None, parse: Callable[[list[str]], argpa
         try:
             for found in function(*arguments):
                 print(f'{name}: {found}', flush=True)
-        except (Fault, InputError, process.Diverged) as e:
+        except (Fault, InputError, exits.Diverged) as e:
             n_faults += 1
             print(f'{name}: FAULT: {e}', flush=True)
         except (AttributeError, LookupError, TypeError, ValueError) as e:  # not what a run writes

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import checkpoint
 import method
 from tools.report import settings
+from training import checkpoint
 from utils import InputError, one_line
 
 # Titles of losses and the options that weigh them, in the order in which methods name them.

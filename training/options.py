@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import devices
 import method
 import utils
+from training import devices
 
 
 class Parser(argparse.ArgumentParser):

@@ -195,7 +195,7 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
     dist.init_process_group('nccl' if cuda else 'gloo', **more)
     yield where
     # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
-    # waits for their end. A rank that fails does not wait for the others at all (process.script).
+    # waits for their end. A rank that fails does not wait for the others at all (exits.script).
     time.sleep(0.2)
     dist.destroy_process_group()
 

@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from random import Random
 
-import checkpoint
 import cifar
 import imagenet
-import weights
-from tests.fuzz import mutate
-from tests.fuzz.sandbox import LONGEST, Target
+from stress.fuzz import mutate
+from stress.fuzz.sandbox import LONGEST, Target
 from tools.report import logs
+from training import checkpoint
 from utils import InputError
 
 SCRIPTS = {'cifar': cifar, 'imagenet': imagenet}
@@ -103,7 +102,7 @@ def run_logs(case: bytes, folder: Path) -> None:
     (folder / checkpoint.LOG).write_bytes(case)
     records = checkpoint.read_log(folder / checkpoint.LOG)
     assert all(isinstance(r, dict) and type(r['epoch']) is int for r in records)
-    name = weights.dataset_of(folder)
+    name = checkpoint.dataset_of(folder)
     assert name is None or isinstance(name, str), f'the data set is {type(name).__name__}'
     runs = logs.read([str(folder)])
     assert runs and all(run.errors for run in runs)

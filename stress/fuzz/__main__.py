@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: progress, and a table of what was found; see the package."""
+"""`python -m stress.fuzz`: progress, and a table of what was found; see the package."""
 import argparse
 import lzma
 import os
@@ -9,9 +9,9 @@ from random import Random
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: children of a process with threads are forked
 
-import options
-from tests.fuzz import sandbox
-from tests.fuzz.targets import TARGETS
+from stress.fuzz import sandbox
+from stress.fuzz.targets import TARGETS
+from training import options
 
 CORPUS = Path(__file__).resolve().parent.parent / 'corpus'
 
@@ -55,7 +55,7 @@ def main() -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(case_of(target, crafted, opt.seed, case))
                 found[path] = problem
-                print(f'{path}: {problem}; again by: python -m tests.fuzz --target {target.name} '
+                print(f'{path}: {problem}; again by: python -m stress.fuzz --target {target.name} '
                       f'--replay {path}', flush=True)
             if done % 500 == 0 or done == n:
                 print(f'{target.name}: {done} of {n} cases, {time.monotonic() - start:.0f} s', flush=True)

@@ -1,6 +1,6 @@
 """A script as a process: how it ends and what it says then, and what it runs on.
 
-    process.script(main)     # a mistake of the user is one sentence on stderr and status 2
+    exits.script(main)     # a mistake of the user is one sentence on stderr and status 2
 """
 import contextlib
 import importlib.metadata
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-import devices
+from training import devices
 from utils import InputError, is_out_of_memory
 
 

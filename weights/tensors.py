@@ -1,7 +1,7 @@
 """Tensors by name from files that other programs wrote, or from an address.
 
-    params = weights.read('resnet-34-export.hkl')    # {'conv0.weight': tensor, ...}, float32, on the CPU
-    params = weights.read('torchvision:resnet34')
+    params = tensors.read('resnet-34-export.hkl')    # {'conv0.weight': tensor, ...}, float32, on the CPU
+    params = tensors.read('torchvision:resnet34')
 
 The content tells what a file is, not its ending. No code of a file is run, no other file is opened for it,
 and what it claims to hold is compared with its size before there is memory for it.
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import checkpoint
-from checkpoint import Unreadable
 from utils import InputError, Params
+from weights import pickled
+from weights.pickled import Unreadable
 
+MODEL, LOG = 'model.pt7', 'log.txt'  # files of a run
 TORCHVISION = ('resnet18', 'resnet34')
 ADDRESSES = ('torchvision:', 'http://', 'https://')  # how they begin
 NESTED = ('params', 'state_dict', 'model')  # where programs keep a network, if there are other dictionaries
@@ -33,24 +34,7 @@ def read(source: Path | str) -> Params:
     network in what the file holds; counters (integers without dimensions) are left out.
     InputError says what anything else is, and what to do.
     """
-    return _read(source)[0]
-
-
-def dataset_of(source: Path | str) -> str | None:
-    """The data set that weights were trained on: from the log or options of a run, or from an export.
-
-    None where nothing names it.
-    """
-    if not is_address(source):
-        path = Path(source)
-        model = path / checkpoint.MODEL if path.is_dir() else path
-        log = model.with_name(checkpoint.LOG)
-        if log.exists() and model.name == checkpoint.MODEL and (epochs := checkpoint.read_log(log)):
-            return _text(epochs[-1].get('dataset'))
-    try:
-        return _read(source)[1]
-    except InputError:
-        return None
+    return read_export(source)[0]
 
 
 def is_address(source: Path | str) -> bool:
@@ -58,7 +42,7 @@ def is_address(source: Path | str) -> bool:
     return str(source).startswith(ADDRESSES)
 
 
-def _read(source: Path | str) -> tuple[Params, str | None]:
+def read_export(source: Path | str) -> tuple[Params, str | None]:
     """The tensors, and the data set that the file names."""
     if not is_address(source):
         return _file(_of_run(Path(source)))
@@ -114,20 +98,16 @@ def _is_network(value: Any) -> bool:
         isinstance(name, str) and isinstance(t, Tensor) for name, t in value.items())
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 # --- where the file is -----------------------------------------------------------------------------------
 
 
 def _of_run(path: Path) -> Path:
     if not path.is_dir():
         return path
-    missing = [name for name in (checkpoint.LOG, checkpoint.MODEL) if not (path / name).is_file()]
+    missing = [name for name in (LOG, MODEL) if not (path / name).is_file()]
     if missing:
         raise InputError(f'{path} is no finished epoch of a run: it has no {" and no ".join(missing)}')
-    return path / checkpoint.MODEL
+    return path / MODEL
 
 
 def _torchvision(name: str) -> Path:
@@ -170,7 +150,7 @@ def _file(path: Path) -> tuple[Params, str | None]:
             raise InputError(f'{path} {_mistaken(head)}')
         return _float32(unwrap(found), path), dataset
     except Exception as e:  # damaged bytes raise any: OSError, KeyError, RuntimeError, SafetensorError, ...
-        raise checkpoint.refusal(path, e, f'is no whole file of {kind}: it is truncated or damaged, {AGAIN}'
+        raise pickled.refusal(path, e, f'is no whole file of {kind}: it is truncated or damaged, {AGAIN}'
                                  ) from None
 
 
@@ -215,10 +195,10 @@ def _check_claim(n_bytes: int, path: Path) -> None:
 
 def _torch(path: Path) -> tuple[Any, str | None]:
     """What is in the file; the data set is in the options of a run, or an attribute of exported tensors."""
-    state = checkpoint.read(path)
+    state = pickled.read(path)
     known = state.get('options') if isinstance(state, dict) else None
     name = known.get('dataset') if isinstance(known, dict) else getattr(state, 'dataset', None)
-    return state, _text(name)
+    return state, name if isinstance(name, str) else None
 
 
 def _safetensors(path: Path) -> tuple[Any, str | None]:

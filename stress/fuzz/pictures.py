@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-import data
-import images
-import splits
-from tests.fuzz import mutate, pickles
-from tests.fuzz.sandbox import Target
+from inputs import cifar as data
+from inputs import folders, images
+from stress.fuzz import mutate, pickles
+from stress.fuzz.sandbox import Target
 from utils import InputError
 
 CPU = torch.device('cpu')
 
 
-def read_all(split: splits.Split, kinds: tuple[str, ...] = images.CROPS) -> None:
+def read_all(split: folders.Split, kinds: tuple[str, ...] = images.CROPS) -> None:
     """Every image by every crop, with damaged ones refused and left out; raises the first InputError."""
     errors = []
     for kind in kinds:
@@ -46,7 +45,7 @@ def run_image(case: bytes, folder: Path) -> None:
     (folder / 'x' / 'x.jpg').write_bytes(case)
     box = np.array([[1, 1, 5, 5]], np.float64)
     for boxes, kinds in ((None, images.CROPS), (box, ('center',))):
-        read_all(splits.Split(str(folder), np.array([b'x/x.jpg']), torch.zeros(1, dtype=torch.int64), ['x'],
+        read_all(folders.Split(str(folder), np.array([b'x/x.jpg']), torch.zeros(1, dtype=torch.int64), ['x'],
                               boxes), kinds)
 
 
@@ -196,7 +195,7 @@ def run_folder(case: bytes, folder: Path) -> None:
         if all((root / name).exists() for name in FILES[dataset]):
             data.load('CIFAR10', str(root), CPU)
         return
-    for split in splits.load(dataset, str(root)):
+    for split in folders.load(dataset, str(root)):
         for i in range(len(split.paths)):
             name = os.path.relpath(split.path(i), root)
             assert not {'..', ''} & {*name.split('/')}, f'takes {name!a}'
@@ -312,6 +311,6 @@ def draw_folder(rng: Random) -> bytes:
     return described(dataset, entries)
 
 
-TARGETS = [Target('image', craft_image, draw_image, run_image, factor=12 * images.MAX_PIXELS_PER_BYTE,
-                  free=12 * images.FREE_PIXELS, seconds=40),  # it is read four times
+TARGETS = [Target('image', craft_image, draw_image, run_image, factor=12 * decoding.MAX_PIXELS_PER_BYTE,
+                  free=12 * decoding.FREE_PIXELS, seconds=40),  # it is read four times
            Target('folder', craft_folder, draw_folder, run_folder)]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from tests.fuzz import mutate
-from tests.fuzz.sandbox import Target
-from tests.fuzz.tensors import network, run_weights
+from stress.fuzz import mutate
+from stress.fuzz.sandbox import Target
+from stress.fuzz.tensors import network, run_weights
 
 
 class Raw(bytes):

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-import checkpoint
 import cifar
-import data
 import resnet
 import training
 import utils
-import weights
-from tests.fuzz import mutate, pickles, tensors
-from tests.fuzz.pickles import Raw, called, named, tensor
-from tests.fuzz.sandbox import Target
+from inputs import cifar as data
+from stress.fuzz import mutate, pickles, tensors
+from stress.fuzz.pickles import Raw, called, named, tensor
+from stress.fuzz.sandbox import Target
+from training import checkpoint
 from utils import InputError
 
 CPU = torch.device('cpu')
@@ -51,7 +50,7 @@ def run_checkpoint(case: bytes, folder: Path) -> None:
             errors.append(e)
         return None
 
-    name = weights.dataset_of(run)
+    name = checkpoint.dataset_of(run)
     assert name is None or isinstance(name, str), f'the data set is {type(name).__name__}'
     attempt(resnet.load, run / checkpoint.MODEL)
     found = attempt(checkpoint.Folder, opt)

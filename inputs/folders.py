@@ -1,6 +1,6 @@
 """Data sets of image files as their authors ship them: which files, of which classes.
 
-    train_set, test_set = splits.load('cub', 'CUB_200_2011')
+    train_set, test_set = folders.load('cub', 'CUB_200_2011')
 """
 import errno
 import hashlib

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import resnet
-import weights
-from tests.fuzz import mutate
-from tests.fuzz.sandbox import Target
+from stress.fuzz import mutate
+from stress.fuzz.sandbox import Target
+from weights import networks, tensors
 
 TINY = 1 / 16  # width of a wide ResNet with one channel
 
@@ -28,11 +28,11 @@ def network() -> dict[str, Tensor]:
 def run_weights(case: bytes, folder: Path) -> None:
     path = folder / 'weights'
     path.write_bytes(case)
-    params = weights.read(path)
+    params = tensors.read(path)
     assert params == {} or all(t.dtype == torch.float32 and t.is_contiguous() for t in params.values())
     sum(float(t.view(-1).sum()) for t in params.values())  # touches all of them
-    _, params = resnet.network(params, str(path))
-    resnet.describe(params)
+    _, params = networks.network(params, str(path))
+    networks.describe(params)
 
 
 # --- safetensors -----------------------------------------------------------------------------------------

@@ -6,31 +6,23 @@ Reading runs no code from the file; writing leaves either the old file or the ne
 """
 import argparse
 import contextlib
-import errno
 import io
 import itertools
 import json
 import math
 import os
-import pickletools
-import re
 import sys
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils import InputError, is_out_of_memory, one_line
+from utils import InputError, one_line
+from weights import tensors
+from weights.pickled import read
+from weights.tensors import LOG, MODEL
 
-MODEL, LOG, LOCK = 'model.pt7', 'log.txt', '.lock'
-MAX_OPCODES = 1_000_000  # of a pickle: some 30 for a tensor, and a byte in it can become 100 of memory
-HARMLESS = re.compile(  # what a pickle of tensors and plain values names
-    r'collections (OrderedDict|Counter)|(__builtin__|builtins) (set|complex)|'
-    r'torch(\.cuda)? \w+Storage|torch (Size|device|bool|[a-z]+\d+)|torch\.nn\.parameter Parameter|'
-    r'torch\._utils _rebuild_(tensor|tensor_v2|parameter|sparse_tensor|meta_tensor_no_storage)|'
-    r'torch\.serialization _get_layout')
+LOCK = '.lock'
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -62,114 +54,6 @@ def write(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-class Unreadable(InputError):
-    """This machine is why a file cannot be read: memory, its limits, a package. The file may be whole."""
-
-
-def refusal(path: Path | str, e: Exception, damage: str) -> InputError:
-    """What to say of an exception that reading `path` raised; `damage` if this machine is not the reason."""
-    if isinstance(e, InputError):
-        return e
-    if is_out_of_memory(e):
-        why = 'no memory is left: end other programs, or raise the limit of memory (ulimit -v)'
-    elif isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE):
-        why = 'too many files are open: raise the limit of open files (ulimit -n)'
-    elif isinstance(e, OSError) and e.errno:
-        why = os.strerror(e.errno)
-    elif isinstance(e, ImportError):
-        why = str(e)
-    else:
-        return InputError(f'{path} {damage}')
-    return Unreadable(f'cannot read the weights {path}: {why}')
-
-
-def read(path: Path | str) -> Any:
-    """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError.
-
-    Checksums are compared first: torch.load takes a flipped bit in a tensor for another number.
-    """
-    try:
-        _check(Path(path))
-        with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        _drop_attributes(state)
-        return state
-    except Exception as e:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
-        raise refusal(path, e, 'is no whole file of weights: it is truncated, or holds more than tensors and '
-                               'plain values, which is refused because loading it could run code') from None
-
-
-def _drop_attributes(state: Any) -> None:
-    """Drop what a file gives an OrderedDict beyond its content: `items` or `get` would hide the method."""
-    seen, left = set(), [state]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            for name in getattr(value, '__dict__', {}).keys() - {'dataset', '_metadata'}:
-                del vars(value)[name]
-            left += value.values() if isinstance(value, dict) else value
-
-
-def _check(path: Path) -> None:
-    """InputError where torch.load would take a flipped bit for a number, or memory beyond the file's size."""
-    size, content = path.stat().st_size, path.read_bytes()
-    if content.startswith(b'PK\3\4'):  # of torch 1.6 and later
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _check_archive(archive, path, size)
-    else:
-        stream = io.BytesIO(content)
-        for _ in range(5):  # a mark, versions of the format and of types, the value, names of its storages
-            _check_pickle(stream, path, size, grows=True)
-
-
-def _check_archive(archive: zipfile.ZipFile, path: Path, size: int) -> None:
-    entries = archive.infolist()
-    names = [entry.filename for entry in entries]
-    if any(name.endswith('/constants.pkl') for name in names):
-        raise InputError(f'{path} is a TorchScript archive, which holds code: load it by torch.jit.load, and '
-                         'save the state_dict() of the model by torch.save')
-    pickles = [entry for entry in entries if entry.filename.lower().endswith('data.pkl')]
-    if not pickles:
-        raise InputError(f'{path} is a zip archive of {", ".join(names[:3])}, not weights by torch.save: '
-                         'unpack it, or save the state_dict() of the model by torch.save')
-    if sum(entry.file_size for entry in entries) > size:  # torch.save does not compress
-        raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, or compressed again '
-                         'after torch.save; bring back a copy')
-    if not any(entry.CRC for entry in entries):  # as after torch.serialization.set_crc32_options(False)
-        for entry in entries:
-            del entry.CRC  # zipfile compares none then
-    if damaged := archive.testzip():
-        raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
-                         'bring back a copy')
-    for entry in pickles:
-        _check_pickle(io.BytesIO(archive.read(entry)), path, size)
-
-
-def _check_pickle(stream: io.BytesIO, path: Path, size: int, grows: bool = False) -> None:
-    """InputError or ValueError unless a pickle, up to its end, has what tensors and plain values need.
-
-    torch.load runs no other code, but what it calls can take any memory: bytearray, Tensor, encode, ...
-    grows: a tensor beyond the end of its storage would make it larger, as before torch 1.6.
-    """
-    number, of_tensor = 0, False  # after a storage come offset, shape and strides
-    for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name == 'PROTO' and int(argument or 0) > 3:
-            raise InputError(f'{path} is a pickle of protocol {argument}, not read because it could run '
-                             'code: save the state_dict() of the model by torch.save and its own protocol 2')
-        if opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(str(argument)):
-            raise InputError(f'{path} holds {str(argument).replace(" ", ".")}, which is refused because it '
-                             'could run code: save tensors, numbers, strings, lists and dictionaries only')
-        if i == MAX_OPCODES:
-            raise ValueError
-        if opcode.name in ('BININT', 'BININT1', 'BININT2', 'LONG1'):
-            number = int(argument or 0)
-        elif opcode.name in ('BINPERSID', 'REDUCE'):
-            of_tensor = grows and opcode.name == 'BINPERSID'
-        if (of_tensor or opcode.name == 'BINPERSID') and number > size:  # before it, elements of the storage
-            raise ValueError
-
-
 def read_log(path: Path | str) -> list[dict[str, Any]]:
     """The epochs of a log, ours or of the published code ('json_stats: {...}'); other lines are left out."""
     epochs = []
@@ -189,6 +73,23 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return epochs
 
 
+def dataset_of(source: Path | str) -> str | None:
+    """The data set that weights were trained on: from the log or options of a run, or from an export.
+
+    None where nothing names it.
+    """
+    if not tensors.is_address(source):
+        path = Path(source)
+        model = path / MODEL if path.is_dir() else path
+        log = model.with_name(LOG)
+        if log.exists() and model.name == MODEL and (epochs := read_log(log)):
+            return _text(epochs[-1].get('dataset'))
+    try:
+        return tensors.read_export(source)[1]
+    except InputError:
+        return None
+
+
 def classes_of(path: Path | str) -> list[str] | None:
     """The names of classes that a run's folder or a checkpoint knows; None where nothing tells."""
     try:
@@ -198,6 +99,10 @@ def classes_of(path: Path | str) -> list[str] | None:
     known = state.get('options') if isinstance(state, dict) else None
     names = known.get('classes') if isinstance(known, dict) else None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.faults`"""
+"""`python -m stress.faults`"""
 import collections
 import sys
 import tempfile
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-import options
-import process
-from tests.faults.kinds import FAULTS
-from tests.faults.world import make_world
+from stress.faults.kinds import FAULTS
+from stress.faults.world import make_world
+from training import exits, options
 
 
 def main() -> None:
@@ -44,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

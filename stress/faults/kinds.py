@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cifar
 import imagenet
-from tests.faults.world import CIFAR, IMAGENET, Started, World, content, goes_on, one_sentence, sound, told
+from stress.faults.world import CIFAR, IMAGENET, Started, World, content, goes_on, one_sentence, sound, told
 from tools import export
 
 SIGNALS = {'SIGKILL': signal.SIGKILL, 'SIGTERM': signal.SIGTERM, 'Ctrl-C': signal.SIGINT}

@@ -1,6 +1,6 @@
 """Images from files: crops, and a loader with worker processes.
 
-    train_set, test_set = splits.load('cub', 'CUB_200_2011')
+    train_set, test_set = folders.load('cub', 'CUB_200_2011')
     for x, labels, epoch, share in images.Loader(train_set, 64, torch.device('cuda'), 'random', seed=1):
         ...
 """
@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import data
-import process
-from decoding import MAX_PIXELS, Damaged, decode
-from splits import Split
-from utils import InputError, Sample
+from inputs import cifar as data
+from inputs.decoding import MAX_PIXELS, Damaged, decode
+from inputs.folders import Split
+from utils import InputError, Sample, is_out_of_memory
 
 SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of what it is cut from
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
@@ -150,7 +149,7 @@ class Reader(Dataset):
         except InputError as e:
             return e
         except (MemoryError, RuntimeError) as e:
-            if not process.is_out_of_memory(e):
+            if not is_out_of_memory(e):
                 raise
             return machine_fault('images cannot be read', errno.ENOMEM)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-import shapes
+from inputs import shapes
 from utils import InputError, Sample
 
 # Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.

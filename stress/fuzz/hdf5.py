@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tests.fuzz import mutate
-from tests.fuzz.sandbox import Target
-from tests.fuzz.tensors import network, run_weights
+from stress.fuzz import mutate
+from stress.fuzz.sandbox import Target
+from stress.fuzz.tensors import network, run_weights
 
 
 def hdf5(write: Callable[[h5py.File], Any], **options: Any) -> bytes:

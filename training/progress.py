@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import devices
-import images
-from data import Loader
+from inputs import images
+from inputs.cifar import Loader
+from training import devices
 
 
 class Pace:

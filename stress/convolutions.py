@@ -1,4 +1,4 @@
-"""Compares convolutions of many shapes with float64: `python -m tests.sweep_convolutions`, half an hour.
+"""Compares convolutions of many shapes with float64: `python -m stress.convolutions`, half an hour.
 
 It finds shapes for which the library is wrong, crashes, hangs or writes past its memory on this processor.
 Each is checked in a separate process: the output, both gradients, and the gradients of the input gradient,
@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import options
-import process
 import utils
+from training import exits, options
 
 LIMIT = 20  # seconds for one shape
 GROUP = 40  # shapes that share a process, as long as all of them are right
@@ -176,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    process.script(main)
+    exits.script(main)

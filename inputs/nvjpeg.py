@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-import images
-from decoding import END, MAX_PIXELS, Damaged
-from images import Batch, Task
-from splits import Split
+from inputs import images
+from inputs.decoding import END, MAX_PIXELS, Damaged
+from inputs.folders import Split
+from inputs.images import Batch, Task
 from utils import InputError
 
 AT_ONCE = 32  # files: their whole images lie on the device together

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
 import cifar
 import imagenet
-import process
 import training
+from training import checkpoint, exits
 
 EPOCHS = 4
 CIFAR = ['--dataset', 'shapes', '--max_images', '64', '--depth', '10', '--width', '0.25',
@@ -70,7 +69,7 @@ class Started:
             if prepare:
                 prepare()
             script.main()
-        process.script(main)
+        exits.script(main)
 
     def send(self, sign: int) -> None:
         with contextlib.suppress(ProcessLookupError):

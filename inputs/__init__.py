@@ -1,0 +1,1 @@
+"""What networks are trained on: data in memory (`cifar`, `shapes`), and image files (`folders`, `images`)."""
