@@ -52,7 +52,7 @@ def small(tmp_path_factory) -> str:
     """PYTHONPATH that makes the data set small in a process of its own."""
     folder = tmp_path_factory.mktemp('small')
     (folder / 'sitecustomize.py').write_text(
-        f'import shapes\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n')
+        f'from inputs import shapes\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n')
     return os.pathsep.join([str(folder), str(ROOT)])
 
 

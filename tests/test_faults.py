@@ -1,4 +1,4 @@
-"""A round of each fault of tests/faults.py; `make faults` does 200."""
+"""A round of each fault of stress/faults.py; `make faults` does 200."""
 import re
 import subprocess
 import sys

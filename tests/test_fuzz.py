@@ -1,4 +1,4 @@
-"""Hostile and broken files: what was found once, what was thought of, and some at random; see tests/fuzz."""
+"""Hostile and broken files: what was found once, what was thought of, and some at random; see stress/fuzz."""
 import os
 import subprocess
 import sys

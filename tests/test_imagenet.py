@@ -263,7 +263,7 @@ def test_loss_of_the_first_step_by_hand(tmp_path, home):
     sound(*command, cwd=tmp_path)
     record, = log_of(tmp_path / 'run')
     opt = imagenet.parse(command)
-    train_set, _ = imagenet.splits.load('imagenet', home / 'images')
+    train_set, _ = imagenet.folders.load('imagenet', home / 'images')
     sample, = imagenet.loader(opt, train_set, torch.device('cpu'), 'resized', opt.seed)
     torch.manual_seed(1)
     f_s, student = resnet.resnet(18, 0.0625, 3)
@@ -520,7 +520,7 @@ def test_photos_from_training_to_exports(tmp_path, shared):
         out = sound(*common, '--evaluate', '--student_params', f'x.{ending}', cwd=tmp_path)
         assert out.splitlines()[-1].partition('top-1')[2] == expected.partition('top-1')[2]
     session = onnxruntime.InferenceSession(str(tmp_path / 'x.onnx'))
-    _, photos = imagenet.splits.load('imagenet', tmp_path / 'photos')
+    _, photos = imagenet.folders.load('imagenet', tmp_path / 'photos')
     wrong = 0
     for x, labels, *_ in imagenet.images.Loader(photos, 5, torch.device('cpu'), 'center', workers=0):
         logits, = session.run(['logits'], {'image': x.contiguous().numpy()})

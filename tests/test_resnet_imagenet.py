@@ -136,7 +136,7 @@ def test_other_widths(depth, width):
 @pytest.mark.parametrize('blocks', [(2, 2, 2, 2), (3, 4, 6, 5)])
 def test_published_student(blocks):
     """No BN in its shortcuts, and five blocks in the last group of its ResNet-34."""
-    _, params = resnet._resnet(blocks, (64, 16, 32, 64, 128), 5)
+    _, params = resnet.resnet_of(blocks, (64, 16, 32, 64, 128), 5)
     params = {name: t for name, t in params.items() if 'bndim' not in name}
     for name, t in params.items():
         if utils.is_statistic(name):
@@ -257,11 +257,11 @@ def test_at_export_against_its_twin():
             same(f(x, params, False), twin(x))
 
 
-STEMS = {'ResNet-18': lambda channels: resnet._resnet((2, 2, 2, 2), channels, 5)[1],
-         'folded ResNet-18': lambda channels: resnet.fold(resnet._resnet((2, 2, 2, 2), channels, 5)[1]),
+STEMS = {'ResNet-18': lambda channels: resnet.resnet_of((2, 2, 2, 2), channels, 5)[1],
+         'folded ResNet-18': lambda channels: resnet.fold(resnet.resnet_of((2, 2, 2, 2), channels, 5)[1]),
          'pre-activation ResNet-18': lambda channels: resnet.pre_activation_params((2, 2, 2, 2), channels, 5),
-         'WRN-10': lambda channels: resnet._wide_resnet(1, channels[:4], 5)[1],
-         'folded WRN-10': lambda channels: resnet.fold(resnet._wide_resnet(1, channels[:4], 5)[1])}
+         'WRN-10': lambda channels: resnet.wide_resnet_of(1, channels[:4], 5)[1],
+         'folded WRN-10': lambda channels: resnet.fold(resnet.wide_resnet_of(1, channels[:4], 5)[1])}
 
 
 @pytest.mark.parametrize('channels', [(8, 8, 16, 32, 64), (64, 8, 16, 32, 64), (6, 10, 12, 12, 30)], ids=str)

@@ -200,7 +200,7 @@ def test_archives_that_are_no_weights(tmp_path):
 LIMITED = '''
     import resource, sys
     import h5py, safetensors
-    import weights
+    from weights import tensors
 
     limit, *paths = sys.argv[1:]
     for path in paths:
@@ -214,7 +214,7 @@ LIMITED = '''
     for path in paths:
         try:
             tensors.read(path)
-        except weights.InputError as e:
+        except tensors.InputError as e:
             print(e)
 '''
 

@@ -225,7 +225,7 @@ LINKED = '''
     for path in sys.argv[1:]:
         try:
             tensors.read(path)
-        except weights.InputError:
+        except tensors.InputError:
             print('refused')
 '''
 
@@ -269,7 +269,7 @@ def test_truncated_hickle(tmp_path, layout):
 FLIPPED = '''
     import random, sys
     from pathlib import Path
-    import weights
+    from weights import tensors
     from utils import InputError
 
     path, draw, refused = Path(sys.argv[1]), random.Random(0), 0
@@ -356,7 +356,7 @@ CLAIMING = '''
     import re, sys
     from pathlib import Path
     import h5py, safetensors.torch, torch
-    import weights
+    from weights import tensors
     from utils import InputError
 
     def peak():

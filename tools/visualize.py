@@ -33,6 +33,7 @@ from inputs import cifar as data
 from inputs import folders, images, shapes
 from training import checkpoint, exits, options
 from utils import InputError, Params
+from weights import networks
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
     'sum': (r'$F_\mathrm{sum}$', 1, 'sum'), 'sum2': (r'$F_\mathrm{sum}^{\,2}$', 2, 'sum'),
@@ -173,17 +174,17 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
     """Networks from any weights that `resnet.load` takes, all with the same number of groups."""
     if names and len(names) != len(sources):
         raise InputError(f'{len(names)} names are given for {len(sources)} networks: give one for each')
-    networks = []
+    found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
         size, n = networks.image_size(params), len(params['fc.bias'])
-        networks.append(Network(name, f, params, size, networks.n_groups(params),
-                                class_names(checkpoint.dataset_of(source), size, n)))
-    for network in networks:
-        if network.n_groups != networks[0].n_groups:
-            raise InputError(f'{networks[0].name} has {networks[0].n_groups} groups and {network.name} '
+        found.append(Network(name, f, params, size, networks.n_groups(params),
+                             class_names(checkpoint.dataset_of(source), size, n)))
+    for network in found:
+        if network.n_groups != found[0].n_groups:
+            raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '
                              f'{network.n_groups}: side by side go networks of as many groups')
-    return networks
+    return found
 
 
 def _names(sources: Sequence[str | Path]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from inputs import cifar as data
-from inputs import folders, images
+from inputs import decoding, folders, images
 from stress.fuzz import mutate, pickles
 from stress.fuzz.sandbox import Target
 from utils import InputError

@@ -17,6 +17,7 @@ import utils
 from method import training_step
 from tools.benchmark.measure import Consumer
 from utils import Network, Params, Sample
+from weights import networks
 
 Networks = tuple[Network | None, Params, Network | None, Params]  # f_s, student, f_t, teacher
 PREFETCH = 2  # batches that each worker of the baseline holds ready
@@ -32,9 +33,9 @@ def dropping(device: torch.device) -> Consumer:
     return consume
 
 
-def folded(networks: Networks) -> Networks:
+def folded(made: Networks) -> Networks:
     """The teacher as training.load_teacher gives it."""
-    f_s, student, f_t, teacher = networks
+    f_s, student, f_t, teacher = made
     return (f_s, student, *(networks.network(resnet.fold(teacher)) if f_t else (None, {})))
 
 
