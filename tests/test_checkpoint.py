@@ -354,7 +354,7 @@ def test_lines_missing_from_a_log_are_noted(tmp_path, capsys):
 
 def other_process(run: Path) -> subprocess.Popen:
     """One that has made the folder its own, and waits."""
-    code = 'import argparse, pathlib, sys, time, checkpoint\n' \
+    code = 'import argparse, pathlib, sys, time\nfrom training import checkpoint\n' \
            'folder = checkpoint.Folder(argparse.Namespace(' \
            'save=pathlib.Path(sys.argv[1]), resume="auto", dtype="float"))\n' \
            'folder.create()\nprint(flush=True)\ntime.sleep(600)'

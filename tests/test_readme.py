@@ -10,7 +10,6 @@ from PIL import Image
 from torch.distributed import run as torchrun
 
 import resnet
-from weights import networks
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
@@ -63,8 +62,8 @@ def test_losses_of_the_readme_run():
 def test_photo_of_the_readme_is_classified(tmp_path, monkeypatch, capsys):
     """By weights of the export's form that see one class everywhere."""
     code, _ = blocks(ROOT / 'README.md', 'python')
-    _, expected = networks._build(resnet.Found('pre-activation ResNet', (2, 2, 2, 2), 1, 1000), {}, '')
-    params = {name: torch.zeros(t.shape) for name, t in expected.items()}
+    params = {name: torch.zeros(t.shape)
+              for name, t in resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 1000).items()}
     params['fc.bias'][285] = 9
     monkeypatch.chdir(tmp_path)
     torch.save(params, 'resnet-18-at-export.pth')

@@ -221,7 +221,8 @@ def test_what_is_no_array_of_numbers(tmp_path, layout, kind):
 
 
 LINKED = '''
-    import sys, weights
+    import sys
+    from weights import tensors
     for path in sys.argv[1:]:
         try:
             tensors.read(path)

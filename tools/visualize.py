@@ -33,7 +33,7 @@ from inputs import cifar as data
 from inputs import folders, images, shapes
 from training import checkpoint, exits, options
 from utils import InputError, Params
-from weights import networks
+from weights.networks import describe, image_size, n_groups
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
     'sum': (r'$F_\mathrm{sum}$', 1, 'sum'), 'sum2': (r'$F_\mathrm{sum}^{\,2}$', 2, 'sum'),
@@ -81,7 +81,7 @@ def main() -> None:
     paths = find(opt.photos)
     networks = load(opt.weights, opt.names)
     for network in networks:
-        print(f'{network.name}: {networks.describe(network.params)}')
+        print(f'{network.name}: {describe(network.params)}')
     n_rows = len(rows(networks, opt.maps, opt.groups))
     n = max(ROWS // n_rows, 1)
     for i in range(0, len(paths), n):
@@ -177,8 +177,8 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
     found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
-        size, n = networks.image_size(params), len(params['fc.bias'])
-        found.append(Network(name, f, params, size, networks.n_groups(params),
+        size, n = image_size(params), len(params['fc.bias'])
+        found.append(Network(name, f, params, size, n_groups(params),
                              class_names(checkpoint.dataset_of(source), size, n)))
     for network in found:
         if network.n_groups != found[0].n_groups:
@@ -285,7 +285,7 @@ def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Seque
     text(width / 2, 0.4, title, fontsize=14)
     for network, x in zip(networks, lefts, strict=True):
         text(x + column / 2, 0.9, _lines(network.name, column, 12), fontsize=12, weight='bold')
-        text(x + column / 2, 1.1, networks.describe(network.params).split(',')[0], color='0.35')
+        text(x + column / 2, 1.1, describe(network.params).split(',')[0], color='0.35')
     y = TOP
     for name, image in pictures.items():
         try:
