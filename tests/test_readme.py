@@ -62,8 +62,8 @@ def test_losses_of_the_readme_run():
 def test_photo_of_the_readme_is_classified(tmp_path, monkeypatch, capsys):
     """By weights of the export's form that see one class everywhere."""
     code, _ = blocks(ROOT / 'README.md', 'python')
-    params = {name: torch.zeros(t.shape)
-              for name, t in resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 1000).items()}
+    shapes = resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 1000)
+    params = {name: torch.zeros_like(t) for name, t in shapes.items()}
     params['fc.bias'][285] = 9
     monkeypatch.chdir(tmp_path)
     torch.save(params, 'resnet-18-at-export.pth')
