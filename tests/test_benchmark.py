@@ -165,7 +165,7 @@ def test_our_process_compiles_and_traces_before_the_blocks(monkeypatch, tmp_path
     monkeypatch.setattr(cifar, 'load', lambda *_: split)
     monkeypatch.setattr(cifar, 'training_of', lambda side, opt, case, device: lambda batches: plain(
         [events.append((side, case, len(sample.labels))) or sample for sample in batches]))
-    monkeypatch.setattr(cifar.process, 'peak_memory', lambda device: events.append('peak') or 7)
+    monkeypatch.setattr(cifar.exits, 'peak_memory', lambda device: events.append('peak') or 7)
     monkeypatch.setattr(cifar.roofline, 'machine', lambda *_: None)
     got = cifar.prepare(benchmark.parse(['cifar', '--batch_size', '4', '--device', 'cpu', '--compile',
                                          '--profile', str(tmp_path / 'trace.json')]), 'ours')

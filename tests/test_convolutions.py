@@ -1,4 +1,4 @@
-"""tests/sweep_convolutions.py finds what is wrong, and nothing in the 1x1 convolutions of narrow networks."""
+"""tests/convolutions.py finds what is wrong, and nothing in the 1x1 convolutions of narrow networks."""
 import os
 import signal
 import time
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 import nin
 import resnet
 import utils
-from tests import sweep_convolutions as sweep
+from stress import convolutions as sweep
 from weights import networks
 
 
@@ -74,7 +74,7 @@ class Convolutions(TorchFunctionMode):
 
 def pre_activation(width):
     blocks = resnet.BLOCKS[18]
-    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, width, 7)
+    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, [64, *(int(n * width) for n in (64, 128, 256, 512))], 7)
 
 
 @pytest.mark.parametrize('build', [
