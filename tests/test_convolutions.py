@@ -73,8 +73,8 @@ class Convolutions(TorchFunctionMode):
 
 
 def pre_activation(width):
-    blocks = resnet.BLOCKS[18]
-    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, [64, *(int(n * width) for n in (64, 128, 256, 512))], 7)
+    blocks, channels = resnet.BLOCKS[18], [64, *(int(n * width) for n in (64, 128, 256, 512))]
+    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, channels, 7)
 
 
 @pytest.mark.parametrize('build', [

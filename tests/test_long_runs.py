@@ -105,7 +105,7 @@ def test_tensorboard(tmp_path):
     events.Reload()
     log = log_of(tmp_path / 'run')
     values = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
-    for name in ('train_loss', 'test_acc', 'lr_epoch', 'images_per_second', 'peak_memory'):
+    for name in ('train_loss', 'test_acc', 'images_per_second', 'peak_memory'):
         assert values[name] == [(e['epoch'], pytest.approx(e[name])) for e in log], name
     assert values['sym_losses/0'] == [(e['epoch'], pytest.approx(e['sym_losses'][0][0])) for e in log]
     assert 'epoch' not in values and len(log) == 3
@@ -191,7 +191,7 @@ def test_what_cannot_be_deterministic_is_told(tmp_path, monkeypatch, as_before):
     """By the error that torch itself raises, of an operation that has no deterministic form on any device."""
     def evaluate(*_):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
-    monkeypatch.setattr(training, 'evaluate', evaluate)
+    monkeypatch.setattr(training.run, 'evaluate', evaluate)
     done = call(*SMALL, '--save', 'run', '--deterministic', cwd=tmp_path)
     assert done.status == 2 and done.err == (
         'cifar.py: error: put_ does not have a deterministic implementation: leave out --deterministic\n')

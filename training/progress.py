@@ -109,7 +109,8 @@ def scalars(result: dict[str, Any]) -> dict[str, float]:
     """What TensorBoard draws of an epoch: its numbers, and the mean of each group of each loss."""
     values = {name: value for name, value in result.items() if isinstance(value, int | float)}
     del values['epoch']
-    for name, losses in result.items():
-        if name.endswith('_losses'):
-            values |= {f'{name}/{i}': mean for i, (mean, _) in enumerate(losses)}
+    for name, parts in result.items():
+        if isinstance(parts, list):  # losses of groups have a mean and a deviation
+            values |= {f'{name}/{i}': part[0] if isinstance(part, list) else part
+                       for i, part in enumerate(parts)}
     return values

@@ -143,10 +143,10 @@ def make_world(home: Path) -> World:
         assert (done.status, done.err) == (0, ''), done
     world = World(random.Random(), home, time.monotonic() - start, whole, home / 'half')
     world.half.mkdir()
-    slow, calls = training.evaluate, iter(range(9))
+    slow, calls = training.run.evaluate, iter(range(9))
 
     def prepare() -> None:
-        training.evaluate = lambda *a: slow(*a) if next(calls) < 2 else os.kill(os.getpid(), signal.SIGKILL)
+        training.run.evaluate = lambda *a: slow(*a) if next(calls) < 2 else os.kill(os.getpid(), signal.SIGKILL)
     Started(world.half, cifar, CIFAR, prepare).end()
     assert sound(world.half, '') == 0
     return world
