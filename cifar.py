@@ -25,25 +25,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a network on CIFAR, alone or as the student of a teacher.')
     group = parser.add_argument_group('model')
     group.add_argument('--model', choices=['wrn', 'nin'], default='wrn',
-                       help='wide ResNet or Network-in-Network')
+                       help='the student: wide ResNet or Network-in-Network')
     group.add_argument('--depth', type=options.positive_int, default=16,
-                       help='of a wide ResNet, 6n + 4: 10, 16, 22, 28, 34, 40, ...')
+                       help='wide ResNet: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...)')
     group.add_argument('--width', type=options.positive, default=1.0,
-                       help='times 16, 32, 64 channels; of a NIN the channels (thin 96, wide 192)')
-    group.add_argument('--no_bn', action='store_true', help='a NIN with biases in place of BN')
-    group.add_argument('--no_pool_relu', action='store_true', help='a NIN without ReLU before pooling')
+                       help='wide ResNet: multiplies 16, 32 and 64 channels; NIN: number of channels '
+                            '(96 thin, 192 wide)')
+    group.add_argument('--no_bn', action='store_true', help='NIN: biases instead of BN')
+    group.add_argument('--no_pool_relu', action='store_true', help='NIN: no ReLU before pooling')
     group.add_argument('--teacher_id', type=options.path, default='', metavar='RUN',
                        help="the teacher: a run's name under logs/, its folder, or weights (file or address)")
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10')
+    group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10',
+                       help='data set; shapes is built in and needs no download')
     group.add_argument('--dataroot', '--data_root', type=options.path, default='.', metavar='FOLDER',
-                       help='where CIFAR lies or is downloaded to')
+                       help='folder of CIFAR, which is downloaded if it is not there')
     group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
-                       help='random crop and mirror, or mirror only')
+                       help='augmentation of training images: random crop and mirror, mirror only, or none')
     group.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
-                       help='reflected border of the random crop')
+                       help='width of the reflected border of the random crop')
     group.add_argument('--max_images', type=options.count, default=0, metavar='N',
-                       help='only the first N images of each split, to try things; 0 is all')
+                       help='take only the first N images of each split; 0 takes all')
     group.add_argument('--val_images', type=options.count, default=0, metavar='N',
                        help='hold out N training images and evaluate on them instead of the test set')
     options.add_method(parser)

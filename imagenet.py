@@ -29,22 +29,25 @@ FINETUNING = {'epochs': 60, 'batch_size': 64, 'lr': 0.01, 'epoch_step': [40]}
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a ResNet on ImageNet, alone or with a teacher, or fine-tune one.')
     group = parser.add_argument_group('model')
-    group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18)
-    group.add_argument('--width', type=options.positive, default=1.0, help='times 64, 128, 256, 512 channels')
+    group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18,
+                       help='number of layers of the student')
+    group.add_argument('--width', type=options.positive, default=1.0,
+                       help='multiplies 64, 128, 256 and 512 channels')
     group.add_argument('--teacher_params', type=options.path, default='', metavar='FILE',
-                       help="the teacher: a file of weights, a run's folder, or torchvision:resnet34")
+                       help="the teacher: weights (file or address), a run's folder, or torchvision:resnet34")
     group.add_argument('--finetune', type=options.path, default='', metavar='FILE',
-                       help='weights to begin with: the head is replaced, BN stays as it is')
+                       help='weights to start from; the last layer is new, BN is fixed')
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
-                       help='with --finetune: the first groups and the layers before stay as they are')
+                       help='with --finetune: number of groups, from the first, that are not trained')
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet')
+    group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet', help='data set')
     group.add_argument('--imagenetpath', '--dataroot', type=options.path, default='', metavar='FOLDER',
-                       help='of the images: train/<class>/ and val/<class>/, or CUB or Scenes as they come')
+                       help='folder of the images: train/<class>/ and val/<class>/; CUB and Scenes as '
+                            'published')
     group.add_argument('--skip_damaged', action='store_true',
-                       help='take another image for a damaged one, and count it, rather than stop')
+                       help='replace a damaged image by another one, and count it, instead of stopping')
     group.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
-                       help='JPEG is decoded and cropped by --nthread processes, or by nvJPEG on the GPU')
+                       help='cpu: --nthread processes decode JPEG files; cuda: the GPU does (nvJPEG)')
     options.add_method(parser, at_groups=[2, 3])
     options.add_training(parser, batch_size=256, epochs=100, epoch_step=[30, 60, 90], lr_decay_ratio=0.1,
                          weight_decay=1e-4)

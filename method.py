@@ -134,7 +134,7 @@ LOSSES = (
          ('beta_decay', 'map', 'map_p', 'at_groups', 'at_from_epoch'),
          teacher=True, groups=True, factor=beta_factor),
     Loss('hint', 'hint_beta', 'F-ActT', full_activation,
-         'weight of full-activation transfer (F-ActT), which decays as beta does',
+         'weight of full-activation transfer (F-ActT)',
          ('beta_decay', 'at_groups'), teacher=True, groups=True, factor=beta_decay),
     Loss('grad', 'grad_beta', 'gradient AT', gradient,
          'weight of gradient-based attention transfer (Eq. 4)', teacher=True, gradients=True),

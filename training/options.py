@@ -17,12 +17,20 @@ import utils
 from training import devices
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == '':
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """No abbreviations; an error is one sentence, without the list of all options."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=Help)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {utils.one_line(message)}\n')
@@ -72,67 +80,79 @@ def int_list(text: str) -> list[int]:
 
 
 def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
-    """What the student learns beside its labels; 0 switches a loss off."""
+    """What the student learns besides its labels; 0 switches a loss off."""
     group = parser.add_argument_group('method')
     for loss in method.LOSSES:
         group.add_argument(f'--{loss.option}', type=weight if loss.most > 1 else fraction, default=0.0,
                            help=loss.help)
     group.add_argument('--temperature', type=positive, default=4.0, help='temperature T of distillation')
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
-                       help='how beta and hint_beta fall; step: by lr_decay_ratio at epoch_step')
-    group.add_argument('--map', choices=['sum', 'max'], default='sum', help='over channels: F_sum or F_max')
-    group.add_argument('--map_p', type=power, default=2.0, help='power p of the activations in a map')
+                       help='how beta and hint_beta decrease during training; step: multiplied by '
+                            '--lr_decay_ratio at each of --epoch_step')
+    group.add_argument('--map', choices=['sum', 'max'], default='sum',
+                       help='attention map: sum (F_sum) or maximum (F_max) over channels')
+    group.add_argument('--map_p', type=power, default=2.0,
+                       help='attention map: power p of the activations')
     group.add_argument('--at_groups', type=int_list, default=at_groups, metavar='[0,1,2]',
-                       help='groups whose maps or activations are compared, from 0; without a default all')
+                       help='numbers of the groups to compare, counted from 0'
+                            + ('' if at_groups else ' (default: all)'))
     group.add_argument('--at_from_epoch', type=positive_int, default=1, metavar='EPOCH',
-                       help='first epoch with attention transfer (paper, ImageNet: 60); beta decays from 1')
+                       help='first epoch with attention transfer (paper, ImageNet: 60)')
 
 
 def add_training(parser: Parser, *, batch_size: int, epochs: int, epoch_step: list[int],
                  lr_decay_ratio: float, weight_decay: float) -> None:
     group = parser.add_argument_group('training')
-    group.add_argument('--batch_size', '--batchSize', type=positive_int, default=batch_size)
-    group.add_argument('--lr', type=positive, default=0.1)
-    group.add_argument('--epochs', type=positive_int, default=epochs)
-    group.add_argument('--weight_decay', '--weightDecay', type=weight, default=weight_decay)
+    group.add_argument('--batch_size', '--batchSize', type=positive_int, default=batch_size, metavar='N',
+                       help='images in a batch, of all devices together')
+    group.add_argument('--lr', type=positive, default=0.1, help='learning rate at its highest')
+    group.add_argument('--epochs', type=positive_int, default=epochs, metavar='N', help='number of epochs')
+    group.add_argument('--weight_decay', '--weightDecay', type=weight, default=weight_decay, metavar='W',
+                       help='weight decay, on every parameter including BN and biases')
     group.add_argument('--lr_schedule', choices=['step', 'linear', 'cosine'], default='step',
-                       help='step: lr drops at --epoch_step; linear, cosine: lr falls to 0 with every batch')
+                       help='step: lr drops at --epoch_step; linear, cosine: lr falls to 0, batch by batch')
     group.add_argument('--warmup', type=weight, default=0.0, metavar='EPOCHS',
-                       help='lr rises linearly from 0 in the first epochs (fractions allowed)')
+                       help='lr rises linearly from 0 in this many first epochs (fractions are allowed)')
     group.add_argument('--epoch_step', type=int_list, default=epoch_step, metavar='[60,120,160]',
-                       help='step: epochs, from 1, at whose start lr drops and the momentum starts from zero')
-    group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio,
+                       help='step: lr drops at the start of these epochs, and the momentum starts from zero; '
+                            'epochs count from 1')
+    group.add_argument('--lr_decay_ratio', type=positive, default=lr_decay_ratio, metavar='R',
                        help='step: factor on lr at each of --epoch_step')
-    group.add_argument('--seed', type=count, default=1)
+    group.add_argument('--seed', type=count, default=1, metavar='N',
+                       help='seed of the initial weights, the order of the images and their augmentation')
     group.add_argument('--save', type=path, default='', metavar='FOLDER',
-                       help='where log.txt and model.pt7 go')
+                       help='folder for the log and the checkpoint of this run')
     group.add_argument('--resume', type=path, default='', metavar='FILE',
-                       help="checkpoint to go on from; 'auto': that of --save, if there is one")
+                       help='checkpoint to resume from; auto: the one in --save, if there is one')
     group.add_argument('--max_hours', type=positive, default=None, metavar='H',
-                       help='stop after an epoch, with status 75, if the next might not end in this time')
-    group.add_argument('--tensorboard', action='store_true', help='scalars for TensorBoard, in --save')
+                       help='stop (exit status 75) when another epoch might not finish within H hours')
+    group.add_argument('--tensorboard', action='store_true', help='write scalars for TensorBoard into --save')
     group.add_argument('--evaluate', action='store_true',
-                       help='only print loss and error of --student_params, or else of --resume or --save')
+                       help='train nothing: print loss and error of --student_params, --resume or --save')
     group.add_argument('--student_params', type=path, default='', metavar='FILE',
-                       help='a run or file of weights, to --evaluate')
+                       help='weights to evaluate: a file, a run, or an address')
 
 
 def add_device(parser: Parser) -> None:
     group = parser.add_argument_group('device')
-    group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
-    group.add_argument('--cuda', action='store_const', const='cuda', dest='device', help='as --device cuda')
+    group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto',
+                       help='auto: CUDA if it is available')
+    group.add_argument('--cuda', action='store_const', const='cuda', dest='device',
+                       help='the same as --device cuda')
     group.add_argument('--fast', action='store_true',
-                       help='the fastest safe --dtype and --compile of this machine; a --dtype given stays')
+                       help='choose the fastest safe --dtype and --compile of this machine; '
+                            'a --dtype that is given is kept')
     group.add_argument('--dtype', choices=['float', 'bfloat16', 'half'], default='float',
-                       help='arithmetic of the networks; weights and losses stay float32')
-    group.add_argument('--compile', action='store_true', help='compile the step with torch.compile')
+                       help='arithmetic of the networks; weights and losses are float32')
+    group.add_argument('--compile', action='store_true', help='compile the training step with torch.compile')
     group.add_argument('--deterministic', action='store_true',
-                       help='the same bits in every run on CUDA, too; slower')
-    group.add_argument('--gpu_id', type=int_list, default='0', metavar='0,1',
+                       help='give the same bits in every run on CUDA too (slower)')
+    group.add_argument('--gpu_id', type=int_list, default=[0], metavar='0,1',
                        help='numbers of the CUDA devices')
-    group.add_argument('--ngpu', type=positive_int, default=1, help='number of devices, a process for each')
-    group.add_argument('--nthread', type=count, default=4,
-                       help='processes that load images from files, for each loader of each device')
+    group.add_argument('--ngpu', type=positive_int, default=1, metavar='N',
+                       help='number of devices; each gets a process of its own')
+    group.add_argument('--nthread', type=count, default=4, metavar='N',
+                       help='number of processes per device that load images from files')
 
 
 def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:

@@ -146,7 +146,8 @@ def make_world(home: Path) -> World:
     slow, calls = training.run.evaluate, iter(range(9))
 
     def prepare() -> None:
-        training.run.evaluate = lambda *a: slow(*a) if next(calls) < 2 else os.kill(os.getpid(), signal.SIGKILL)
+        training.run.evaluate = lambda *a: (
+            slow(*a) if next(calls) < 2 else os.kill(os.getpid(), signal.SIGKILL))
     Started(world.half, cifar, CIFAR, prepare).end()
     assert sound(world.half, '') == 0
     return world
