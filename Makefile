@@ -9,7 +9,7 @@ run \"make clean\", then name a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 budget tune smoke test test-distributed faults fuzz lint audit clean
+.PHONY: help demo table1 table2 table3 table4 table5 budget tune evidence smoke test test-distributed faults fuzz lint audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -35,7 +35,10 @@ table5: .venv/.installed-run  ## Table 5, ImageNet; IMAGENET=folder
 budget: .venv/.installed-run  ## what a teacher is worth at several numbers of epochs; EPOCHS_LIST='5 10 20'
 	$(recipe)
 
-tune: .venv/.installed-run  ## learning rate and schedule of 30 epochs, on held-out images
+tune: .venv/.installed-run  ## learning rate, schedule and weights of 30 epochs, on held-out images
+	$(recipe)
+
+evidence: .venv/.installed-run  ## every run behind docs/results.md; resumes where it was stopped
 	$(recipe)
 
 smoke: .venv/.installed-run  ## every row of every table for a few steps
