@@ -12,5 +12,5 @@ for seed in 1 2 3 4 5; do
 done
 SEEDS='1 2 3' bash budget.sh
 SEEDS='1 2 3' LOGS=logs/table1 bash table2.sh
-EPOCHS=200 SCHEDULE=step SEEDS=1 PAIRS=$row LOGS=logs/paper bash table1.sh
+EPOCHS=200 SCHEDULE=step WARMUP=0 SEEDS=1 PAIRS=$row LOGS=logs/paper bash table1.sh
 SEEDS='1 2 3' PAIRS='wrn_16_1:wrn_40_1 wrn_16_2:wrn_40_2 nin_thin:nin_wide' bash table1.sh
