@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import shapes
+from inputs import shapes
 
 count = {}
 for image, label in zip(*shapes.make(20, seed=0)):
