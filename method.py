@@ -6,6 +6,7 @@
 A new loss is a function in `utils`, a row of LOSSES and a test.
 """
 import argparse
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -253,6 +254,7 @@ def compiled(losses: Callable, tensors: list[Tensor]) -> Callable:
     A graph reads and writes tensors at fixed addresses. The compiler takes a network's tensors for inputs,
     which it would copy in each step, and refuse where BN writes to them: they are marked as staying in place.
     """
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # on a CPU beside nvcc it warns
     cuda = any(t.is_cuda for t in tensors)
     if cuda:
         for t in tensors:

@@ -6,7 +6,7 @@ SEEDS=${SEEDS:-1 2 3}
 EPOCHS=${EPOCHS:-30}
 EPOCHS_LIST=${EPOCHS_LIST:-5 10 20 30 60}
 SCHEDULE=${SCHEDULE:-linear}
-WARMUP=${WARMUP:-1}
+[ "$SCHEDULE" = step ] || WARMUP=${WARMUP:-1}
 . "$(dirname "$0")/common.sh"
 for epochs in $EPOCHS_LIST; do
     case $epochs in

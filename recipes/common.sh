@@ -2,7 +2,7 @@
 # and ends with `table N`. Settings come from the environment:
 #   JOBS=4 runs so many at once, GPUS=0,1 on these GPUs in turn
 #   EPOCHS=12 shortens the schedule, drops of the learning rate in proportion
-#   SCHEDULE=linear or cosine in place of drops, with WARMUP=1 epochs and LR=0.1 at its peak
+#   SCHEDULE=linear or cosine in place of drops; WARMUP=1 epochs; LR=0.1, the learning rate at its peak
 #   SEEDS='1 2 3', DATASET=CIFAR100, LOGS=folder, PYTHON=python3
 #   ARGS='--dataroot data --device cpu' goes to every run
 #   PRINT=1 only writes the commands
@@ -32,8 +32,9 @@ scaled() {
 
 # schedule T D...: options for T epochs with drops at epochs D, or for EPOCHS in proportion; or SCHEDULE.
 schedule() {
+    echo "--epochs ${EPOCHS:-$1}${WARMUP:+ --warmup $WARMUP}${LR:+ --lr $LR}"
     if [ "${SCHEDULE:-step}" != step ]; then
-        echo "--epochs ${EPOCHS:-$1} --lr_schedule $SCHEDULE --warmup ${WARMUP:-0} --lr ${LR:-0.1}"
+        echo "--lr_schedule $SCHEDULE"
         return
     fi
     local total=$1 epochs=${EPOCHS:-$1} drop last=1 drops=''
@@ -45,7 +46,7 @@ schedule() {
             last=$drop
         fi
     done
-    echo "--epochs $epochs --epoch_step [${drops#,}]"
+    echo "--epoch_step [${drops#,}]"
 }
 
 # quoted WORD...: for any locale, which %q of printf is not.

@@ -7,8 +7,8 @@ PAIRS=${PAIRS:-nin_thin:nin_wide wrn_16_1:wrn_16_2 wrn_16_1:wrn_40_1 wrn_16_2:wr
 networks='nin_wide wrn_16_2 wrn_40_1 wrn_40_2 nin_thin wrn_16_1'
 for pair in $PAIRS; do
     for network in "${pair%%:*}" "${pair#*:}"; do
-        case " $networks " in
-            *" $network "*) ;;
+        case "$pair $networks " in
+            *:*" $network "*) ;;
             *) refuse "PAIRS: $pair is not student:teacher, such as wrn_16_1:wrn_16_2" ;;
         esac
     done

@@ -23,6 +23,7 @@ from weights.pickled import read
 from weights.tensors import LOG, MODEL
 
 LOCK = '.lock'
+UNDECIDED = ('dtype', ''), ('compile', None)  # as parsed with --fast, before a run starts
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -185,10 +186,9 @@ class Folder:
             print(f'note: {log} lacks the lines of {n} epochs before {self.state["epoch"]}', file=sys.stderr)
 
     def _compare(self, opt: argparse.Namespace, before: dict[str, Any]) -> None:
-        undecided = () if opt.dtype else ('dtype', 'compile')  # what --fast chooses when the run starts
         for name, value in vars(opt).items():
             # By their text, since a stranger's file may hold values of any kind.
-            if name in undecided or name not in before or repr(before[name]) == repr(value):
+            if (name, value) in UNDECIDED or name not in before or repr(before[name]) == repr(value):
                 continue
             if name in ('model', 'depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
                     before[name] and value):

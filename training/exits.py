@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from training import devices
-from utils import InputError, is_out_of_memory
+from utils import InputError, is_out_of_memory, one_line
 
 
 class Diverged(Exception):
@@ -55,8 +55,7 @@ def script(main: Callable[[], None]) -> None:
         if is_out_of_memory(e):
             _end(say(f'{name}: error: no memory is left: give smaller batches, or end other programs', 2))
         if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
-            reason = ' '.join(str(e).split('\n')[:2]).strip()  # the first may only announce it
-            _end(say(f'{name}: error: torch.compile failed ({reason}): leave out --compile', 2))
+            _end(say(f'{name}: error: torch.compile failed ({first_words(e)}): leave out --compile or --fast', 2))
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
         if not devices.is_lost(e):
@@ -81,6 +80,11 @@ def _end(status: int) -> None:
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def first_words(e: Exception) -> str:
+    """Two lines of what torch.compile says, since the first may only announce the second."""
+    return one_line(' '.join(str(e).strip().splitlines()[:2]))[:200] or type(e).__name__
 
 
 def say(sentence: str, status: int = 0) -> int:

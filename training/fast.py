@@ -1,11 +1,9 @@
 """What --fast chooses: the fastest safe --dtype and --compile of this machine, by measured rules."""
 import argparse
-import logging
 
 import torch
 
 import method
-import utils
 from training import exits
 
 COMPILED_FROM = 3000  # steps: on 2 cores compiling takes 20 to 60 s, and saves about 15 ms of an AT step
@@ -42,8 +40,7 @@ def why_not_compiled(opt: argparse.Namespace, device: torch.device, steps: int) 
     if steps < COMPILED_FROM:
         return f'{steps:,} steps are too few to pay for it'
     try:  # no compiler, no headers of Python, no Triton, a full disk, ...: a function of one line shows it
-        logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
-        torch.compile(lambda x: x.cos() + 1, dynamic=False)(torch.ones(8, device=device))
+        method.compiled(lambda x: x.cos() + 1, [])(torch.ones(8, device=device))
     except Exception as e:
-        return f'torch.compile fails here: {utils.one_line(str(e).strip().splitlines()[0])[:120]}'
+        return f'torch.compile fails here: {exits.first_words(e)}'
     return ''

@@ -156,10 +156,10 @@ def add_device(parser: Parser) -> None:
 
 
 def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The options; with --fast an empty --dtype, which `fast.chosen` fills in."""
+    """The options; with --fast '' for --dtype and None for --compile if not given: `fast.chosen` decides."""
     opt = parser.parse_args(arguments)
     if opt.fast:
-        parser.set_defaults(dtype='')
+        parser.set_defaults(dtype='', compile=None)
         opt = parser.parse_args(arguments)
     return opt
 
