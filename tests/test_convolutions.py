@@ -1,4 +1,4 @@
-"""tests/convolutions.py finds what is wrong, and nothing in the 1x1 convolutions of narrow networks."""
+"""stress/convolutions.py finds what is wrong, and nothing in the 1x1 convolutions of narrow networks."""
 import os
 import signal
 import time
@@ -72,14 +72,14 @@ class Convolutions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def pre_activation(width):
-    blocks, channels = resnet.BLOCKS[18], [64, *(int(n * width) for n in (64, 128, 256, 512))]
-    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, channels, 7)
+def pre_activation():
+    blocks = resnet.BLOCKS[18]
+    return resnet.pre_activation(blocks), resnet.pre_activation_params(blocks, (64, 8, 16, 32, 64), 7)
 
 
 @pytest.mark.parametrize('build', [
     lambda: resnet.wide_resnet(10, 0.25, 7), lambda: resnet.resnet(18, 0.125, 7), lambda: nin.nin(4, 7),
-    lambda: pre_activation(0.125)], ids=['wide ResNet', 'ResNet', 'NIN', 'pre-activation ResNet'])
+    pre_activation], ids=['wide ResNet', 'ResNet', 'NIN', 'pre-activation ResNet'])
 @pytest.mark.parametrize('fold', [False, True], ids=['', 'folded'])
 def test_no_narrow_convolution_is_strided(build, fold):
     f, params = build()
