@@ -16,12 +16,15 @@ import urllib.request
 from pathlib import Path
 
 import conftest
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, THREADS, Done, listing, log_of
 
 import cifar
 import resnet
+from inputs import cifar as data
 from inputs import shapes
 from training import checkpoint
 from weights import tensors
@@ -263,6 +266,30 @@ def test_a_line_that_a_kill_left_out_of_the_log_is_added(home, tmp_path, lines):
 # --- interruptions ---------------------------------------------------------------------------------------
 
 
+def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
+    """Errors of the log and of --evaluate are theirs, whatever the seed; no test image is looked at."""
+    load = shapes.load
+    monkeypatch.setattr(shapes, 'load', lambda train, first=None: (
+        load(train, first=first) if train else (np.zeros((0, 32, 32, 3), np.uint8), [])))
+    command = [*SMALL, '--max_images', 120, '--val_images', 31]
+    for seed in (1, 2):
+        done = call(*command, '--save', f'run{seed}', '--epochs', 1, '--seed', seed, cwd=tmp_path)
+        assert (done.status, done.err) == (0, '')
+        record, = log_of(tmp_path / f'run{seed}')
+        assert (record['val_images'], record['max_images']) == (31, 120)
+        assert record['images_per_second'] * record['train_time'] == pytest.approx(89)
+        images, labels = (torch.as_tensor(part) for part in load(True, first=120))
+        held = data.held_out(labels, 31)
+        f, params = resnet.load(tmp_path / f'run{seed}')
+        with torch.no_grad():
+            y = f(data.normalize(images[held]), params, False)[0]
+        assert record['test_loss'] == pytest.approx(F.cross_entropy(y, labels[held]).item(), rel=1e-5)
+        right = 100 * (y.argmax(1) == labels[held]).double().mean().item()
+        assert record['test_acc'] == pytest.approx(right)
+        done = call(*command, '--evaluate', '--save', f'run{seed}', cwd=tmp_path)
+        assert f'test loss {record["test_loss"]:.4f} accuracy {right:.2f}' in done.out
+
+
 def test_signals_end_a_run_that_the_printed_command_goes_on_with(tmp_path, small):
     """SIGTERM, then the command that it printed, to which SIGINT comes."""
     arguments = [*SMALL, '--batch_size', '8', '--save', 'logs/a run', '--epochs', '1000', '--lr', '0.01']
@@ -429,6 +456,14 @@ MISTAKES = {
     'no batch': ([*NEW, '--batch_size', '0'], '--batch_size'),
     'huge seed': ([*NEW, '--seed', '99999999999999999999'], 'seed'),
     'huge batch': ([*NEW, '--batch_size', '99999999999999999999'], 'batch_size'),
+    'unknown schedule': ([*NEW, '--lr_schedule', 'cyclic'], 'cyclic'),
+    'warm-up as long as the run': ([*NEW, '--warmup', '1'], '--warmup 1'),
+    'all images held out': ([*NEW, '--val_images', str(N_TRAIN)], f'--val_images {N_TRAIN} '),
+    'fewer images held out than classes': ([*NEW, '--val_images', '9'], '--val_images 9 '),
+    'more images held out than taken': ([*NEW, '--max_images', '40', '--val_images', '41'],
+                                        '--val_images 41'),
+    'held out of a finished run': (['--save', 'logs/teacher', '--resume', 'auto', '--epochs', '3',
+                                    '--val_images', '1000'], '--val_images 1000'),
     'infinite lr': ([*NEW, '--lr', 'inf'], '--lr'),
     'wide border': ([*NEW, '--randomcrop_pad', '32'], '--randomcrop_pad'),
     'unknown data set': ([*NEW, '--dataset', 'MNIST'], 'MNIST'),

@@ -230,6 +230,71 @@ def test_without_seed_nothing_is_augmented():
     assert np.array_equal(pixels(x), images) and labels.tolist() == list(range(11))
 
 
+# --- images that are held out ------------------------------------------------------------------------------
+
+
+def quotas(counts, n):
+    """Largest remainders, in whole numbers: of each class its floor, then one more where most is left."""
+    total = sum(counts.values())
+    found = {label: count * n // total for label, count in counts.items()}
+    left = sorted(counts, key=lambda label: (-(counts[label] * n % total), label))
+    for label in left[:n - sum(found.values())]:
+        found[label] += 1
+    return found
+
+
+@pytest.mark.parametrize(('counts', 'n'), [
+    ({0: 50, 1: 50}, 10), ({0: 50, 1: 50}, 11), ({3: 7, 5: 2, 9: 91}, 10), ({0: 2, 1: 2, 2: 2}, 5),
+    ({0: 10, 1: 10, 2: 10}, 29), ({0: 10, 1: 10, 2: 10}, 3), ({0: 33, 1: 33, 2: 34}, 50), ({4: 9}, 1)])
+def test_held_out_images_are_of_each_class_in_proportion(counts, n):
+    labels = torch.tensor([label for label, count in counts.items() for _ in range(count)])
+    labels = labels[torch.randperm(len(labels))]
+    held = data.held_out(labels, n)
+    assert held.dtype == torch.bool and held.shape == labels.shape and held.sum() == n
+    assert {label: (labels[held] == label).sum().item() for label in counts} == quotas(counts, n)
+
+
+@pytest.mark.parametrize('n', [2, 0, 10, 11])
+def test_held_out_images_that_do_not_fit(n):
+    """Fewer than classes, or none left to train with."""
+    with pytest.raises(InputError, match=f'--val_images {n} ') as error:
+        data.held_out(torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]), n)
+    assert '10 training images of 3' in str(error.value)
+
+
+def test_held_out_images_are_drawn_once_and_for_all():
+    """Whatever the global generator has been through; spread over the whole of each class."""
+    labels = torch.arange(1000) % 10
+    state = torch.get_rng_state()
+    held = data.held_out(labels, 100)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert torch.equal(data.held_out(labels, 100), held)
+    places = held.nonzero().flatten()
+    assert abs(places.float().mean() - 500) < 4 * 289 / 10  # uniform: 289 is its standard deviation
+    by_class = [places[labels[places] == label] // 10 for label in range(10)]
+    assert len({tuple(each.tolist()) for each in by_class}) == 10  # drawn for each class anew
+
+
+@pytest.mark.parametrize('first', [0, 60])
+def test_training_and_held_out_images_are_the_training_set(monkeypatch, first):
+    monkeypatch.setattr(shapes, 'N_TRAIN', 150)
+    monkeypatch.setattr(shapes, 'N_TEST', 50)
+    whole, _ = data.load('shapes', '', CPU, first)
+    train, held = data.load('shapes', '', CPU, first, 20)
+    assert len(held.labels) == len(held.images) == 20 and len(train.labels) == len(whole.labels) - 20
+
+    def rows(split):
+        return [(label, image.numpy().tobytes()) for label, image in zip(split.labels.tolist(), split.images,
+                                                                         strict=True)]
+
+    assert len(set(rows(whole))) == len(whole.labels)  # no image comes twice
+    assert not set(rows(train)) & set(rows(held))
+    assert sorted(rows(train) + rows(held)) == sorted(rows(whole))
+    mask = data.held_out(whole.labels, 20)
+    assert rows(held) == [row for row, is_held in zip(rows(whole), mask, strict=True) if is_held]
+
+
 # --- data sets -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import fnmatch
 import functools
 import multiprocessing
 import os
+import platform
 import shlex
 import signal
 import socket
@@ -199,6 +200,27 @@ def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
     for term in ('hint_losses', 'grad_losses', 'sym_losses', 'l2_losses'):
         means = [[mean for mean, _ in log[term]] for log in logs]
         assert means[1] == pytest.approx(means[0], rel=1e-4) and all(means[0])
+
+
+@pytest.mark.ranks
+def test_ranks_follow_a_schedule_by_batches_as_one_process(tmp_path):
+    """With its learning rates, and the likeness of student and teacher on 31 held-out images."""
+    _, teacher = resnet.wide_resnet(10, 0.5, 10)
+    torch.save(teacher, tmp_path / 'teacher.pth')
+    for n in (1, 2):
+        run(n, *SMALL, '--epoch_step', '[60,120,160]', '--lr_schedule', 'linear', '--warmup', 0.5, '--lr',
+            1e-3, '--epochs', 2, '--batch_size', 55, '--teacher_id', 'teacher.pth', '--beta', 100,
+            '--val_images', 31, '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
+    one, two = (log_of(tmp_path / n) for n in '12')
+    for a, b in zip(one, two, strict=True):
+        assert a['lr_epoch'] == b['lr_epoch'] and b['ranks'] == 2
+        assert b['train_loss'] == pytest.approx(a['train_loss'], rel=1e-5)
+        assert b['test_agreement'] == pytest.approx(a['test_agreement'], rel=1e-6)
+        assert b['test_map_cosines'] == pytest.approx(a['test_map_cosines'], rel=1e-5)
+    assert [e['lr_epoch'] for e in one] == [pytest.approx([0, 1e-3 / 1.5]), pytest.approx([1e-3 / 1.5, 0])]
+    assert 0 < one[0]['test_agreement'] < 100 and len(one[0]['test_map_cosines']) == 3
+    params = [checkpoint.read(tmp_path / n / 'model.pt7')['params'] for n in '12']
+    assert most(*params) < 1e-5
 
 
 @pytest.mark.ranks
@@ -435,3 +457,52 @@ def test_without_ranks():
     assert (devices.rank(), devices.ranks()) == (0, 1)
     t = torch.ones(2)
     assert devices.summed(t) is t
+
+
+# --- freed memory ------------------------------------------------------------------------------------------
+
+
+FAULTS = """
+import resource
+import torch
+from training import devices
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+without = faults()
+devices.keep_freed_memory()
+faults()
+print(without, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_is_kept():
+    """In a process of its own, for which it cannot be taken back; a page has 4 KB, or with luck 2 MB."""
+    done = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, cwd=ROOT,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'})
+    without, kept = map(int, done.stdout.split())
+    assert without >= 10 * 64 // 2 and kept < without / 20
+
+
+@pytest.mark.parametrize('libc', ['', 'musl'])
+def test_other_allocators_are_left_alone(monkeypatch, libc):
+    monkeypatch.setattr(platform, 'libc_ver', lambda: (libc, ''))
+    monkeypatch.setattr(devices.ctypes, 'CDLL', None)  # not to be called
+    devices.keep_freed_memory()
+
+
+def test_memory_is_kept_on_a_cpu_only(monkeypatch):
+    kept = []
+    monkeypatch.setattr(devices, 'keep_freed_memory', lambda: kept.append(1))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda index: None)
+    devices.device(cifar.parse(['--save', 'x']))
+    assert kept == []
+    devices.device(cifar.parse(['--save', 'x', '--device', 'cpu']))
+    assert kept == [1]

@@ -117,6 +117,10 @@ def test_defaults_of_fine_tuning_give_way_to_options():
     (['--imagenetpath', 'x', '--evaluate', '--student_params', 'y', '--finetune', 'z'], '--finetune'),
     (['--imagenetpath', 'x', '--width', '101'], '--width 101'),
     (['--imagenetpath', 'x', '--decode', 'cuda', '--device', 'cpu'], '--decode cuda needs a CUDA device'),
+    (['--imagenetpath', 'x', '--lr_schedule', 'cyclic'], 'cyclic'),
+    (['--imagenetpath', 'x', '--warmup', '100'], '--warmup 100'),
+    (['--imagenetpath', 'x', '--finetune', 'y', '--warmup', '60'], '--warmup 60'),
+    (['--imagenetpath', 'x', '--val_images', '5'], '--val_images'),  # of CIFAR only
     (['--imagenetpath', 'x', '--ngpu', '3', '--gpu_id', '0,1'], '--gpu_id')])
 def test_options_that_cannot_work(tmp_path, arguments, words):
     done = call(*arguments, cwd=tmp_path)

@@ -1,4 +1,5 @@
 """The training step and its losses on activations and gradients, against loops in float64 and differences."""
+import argparse
 import contextlib
 import functools
 import math
@@ -6,15 +7,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
 import cifar
+import method
 import nin
 import resnet
 import training
 import utils
-from method import ADAPTOR, adaptors, training_step
+from method import ADAPTOR, adaptors, evaluation_step, training_step
 from training import devices, exits
 from utils import InputError, Sample
 
@@ -87,6 +91,14 @@ def test_adaptors_stand_where_channels_differ():
     assert list(adaptors(parse(*hint, '--at_groups', '[1,2]'), f_s, student, f_t, teacher)) == ['adaptor2']
     assert adaptors(parse(*hint), f_s, student, f_s, student) == {}
     assert adaptors(parse('--beta', 1), f_s, student, f_t, teacher) == {}
+
+def test_losses_that_are_on():
+    """In the order of the table, whatever that of the options."""
+    assert method.active(parse(teacher=False)) == []
+    on = method.active(parse('--alpha', 0.5, '--beta', 1, '--l2_beta', 2))
+    assert [loss.name for loss in on] == ['at', 'l2', 'kd']
+    for loss in method.LOSSES:
+        assert method.active(parse(f'--{loss.option}', 1, teacher=loss.teacher)) == [loss]
 
 
 # --- gradients of gradients ------------------------------------------------------------------------------
@@ -399,3 +411,152 @@ def test_cuda_graphs_make_the_same_steps():
         results.append([*losses, *student.values()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
     assert not counters['inductor']['cudagraph_skips']
+
+# --- evaluation ------------------------------------------------------------------------------------------
+
+
+def alike(groups_s, groups_t):
+    """Cosine of the maps of an image, group by group, in loops; those of the larger group are averaged."""
+    found = []
+    for a, b in zip(groups_s, groups_t, strict=True):
+        size = min(a.shape[1], b.shape[1])
+        maps = []
+        for g in (a.double(), b.double()):
+            k = g.shape[1] // size
+            energy = [[sum(g[c, r, w].item() ** 2 for c in range(len(g))) for w in range(g.shape[2])]
+                      for r in range(g.shape[1])]
+            maps.append([sum(energy[k * i + u][k * j + v] for u in range(k) for v in range(k))
+                         for i in range(size) for j in range(size)])
+        dot = sum(p * q for p, q in zip(*maps, strict=True))
+        found.append(dot / math.prod(math.sqrt(sum(p * p for p in m)) for m in maps))
+    return found
+
+
+def answering(f, asked):
+    """The network, noting how many images it was asked for, and in which mode."""
+    def watched(x, params, mode, base=''):
+        asked.append((len(x), mode))
+        return f(x, params, mode, base)
+    return watched
+
+
+def pooled(x, params, mode, base=''):
+    """smooth() with maps of half the size."""
+    logits, (y,) = smooth(x, params)
+    return logits, (F.avg_pool2d(y, 2),)
+
+
+@pytest.mark.parametrize('teacher', [smooth, pooled])
+def test_agreement_and_cosines_against_loops(teacher):
+    """Over batches of 4, 4 and 3, an image counts the same in each; the teacher is asked once for each."""
+    x, labels = images(11)
+    params = smooth_params(1), smooth_params(2)
+    asked, asked_s = [], []
+    h = evaluation_step(answering(smooth, asked_s), params[0], 'float', answering(teacher, asked), params[1])
+    parts = zip(x.split(4), labels.split(4), strict=True)
+    batches = [Sample(a, b, 1, i) for i, (a, b) in enumerate(parts)]
+    results = [training.evaluate(h, batches) for _ in range(3)]
+    assert asked == [(4, False), (4, False), (3, False)] and asked_s == 3 * asked
+    assert results[0] == results[1] == results[2]
+    found = results[0]
+    (logits, groups), (logits_t, groups_t) = smooth(x, params[0]), teacher(x, params[1], False)
+    same = [a.argmax() == b.argmax() for a, b in zip(logits, logits_t, strict=True)]
+    assert 0 < sum(same) < 11 and found['agreement'] == pytest.approx(100 * sum(same).item() / 11)
+    cosines = [alike([a], [b])[0] for a, b in zip(groups[0], groups_t[0], strict=True)]
+    assert found['map_cosines'] == pytest.approx([sum(cosines) / 11], rel=1e-5)
+    assert found['loss'] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found.keys() == {'loss', 'acc', 'agreement', 'map_cosines'}
+
+
+def test_maps_of_every_group_are_compared():
+    f, student = resnet.wide_resnet(10, 0.25, 10)
+    f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
+    x, labels = torch.randn(2, 3, 16, 16), torch.arange(2)
+    found = training.evaluate(evaluation_step(f, student, 'float', f_t, teacher), [Sample(x, labels, 1)])
+    by_image = [alike([g[i] for g in f(x, student, False)[1]], [g[i] for g in f_t(x, teacher, False)[1]])
+                for i in (0, 1)]
+    expected = [sum(pair) / 2 for pair in zip(*by_image, strict=True)]
+    assert found['map_cosines'] == pytest.approx(expected, rel=1e-4)
+    same = training.evaluate(evaluation_step(f, student, 'float', f, student), [Sample(x, labels, 1)])
+    assert same['agreement'] == 100 and same['map_cosines'] == pytest.approx([1, 1, 1])
+
+
+def test_groups_of_another_number_are_not_compared():
+    def two(x, params, mode, base=''):
+        logits, (y,) = smooth(x, params)
+        return logits, (y, y)
+
+    x, labels = images()
+    found = training.evaluate(evaluation_step(smooth, smooth_params(1), 'float', two, smooth_params(2)),
+                              [Sample(x, labels, 1)])
+    assert found.keys() == {'loss', 'acc', 'agreement'}
+    alone = training.evaluate(evaluation_step(smooth, smooth_params(1), 'float'), [Sample(x, labels, 1)])
+    assert alone == {key: found[key] for key in ('loss', 'acc')}
+
+
+# --- schedules -------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_drops_at_the_start_of_an_epoch():
+    opt = parse(teacher=False)
+    expected = {1: 0.1, 59: 0.1, 60: 0.02, 61: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 8e-4, 200: 8e-4}
+    assert {e: method.learning_rate(opt, e) for e in expected} == pytest.approx(expected)
+    opt = parse('--epoch_step', '[5,3]', '--lr_decay_ratio', '0.5', '--lr', '2', teacher=False)
+    assert [method.learning_rate(opt, e) for e in range(1, 7)] == [2, 2, 1, 1, 0.5, 0.5]
+    assert method.learning_rate(parse('--epoch_step', '[]', teacher=False), 200) == 0.1
+
+
+@pytest.mark.parametrize(('kind', 'expected'), [
+    ('none', [8, 8, 8, 8]), ('linear', [8, 6, 4, 2]), ('step', [8, 8, 4, 2]),
+    ('cosine', [8, 4 + 4 * math.cos(math.pi / 4), 4, 4 - 4 * math.cos(math.pi / 4)])])
+def test_beta(kind, expected):
+    opt = parse('--beta', '8', '--epochs', '4', '--epoch_step', '3,4',
+                '--lr_decay_ratio', '0.5', '--beta_decay', kind)
+    assert [method.beta(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
+    assert method.beta(parse(teacher=False), 1) == 0
+
+
+def rates(schedule, warmup):
+    more = ['--epoch_step', '[2,3]', '--lr_decay_ratio', 0.5] if schedule == 'step' else []
+    opt = parse('--lr', 0.4, '--lr_schedule', schedule, '--warmup', warmup, '--epochs', 4, *more,
+                teacher=False)
+    return functools.partial(method.learning_rate, opt)
+
+
+# At the quarters of four epochs, by hand: --lr 0.4, halved at epochs 2 and 3, or over 2.5 epochs down to 0.
+@pytest.mark.parametrize(('schedule', 'warmup', 'expected'), [
+    ('step', 0, [0.4] * 4 + [0.2] * 4 + [0.1] * 8 + [0.1]),
+    ('step', 0.5, [0, 0.2, 0.4, 0.4] + [0.2] * 4 + [0.1] * 8 + [0.1]),
+    ('step', 1.5, [0, 0.4 / 6, 0.8 / 6, 0.2, 1.6 / 6, 2 / 6, 0.2, 0.2] + [0.1] * 8 + [0.1]),
+    ('linear', 0, [0.4 * (16 - i) / 16 for i in range(17)]),
+    ('linear', 1.5, [0.4 * i / 6 for i in range(6)] + [0.4 * (10 - i) / 10 for i in range(11)]),
+    ('cosine', 0, [0.2 + 0.2 * math.cos(math.pi * i / 16) for i in range(17)]),
+    ('cosine', 1.5, [0.4 * i / 6 for i in range(6)]
+     + [0.2 + 0.2 * math.cos(math.pi * i / 10) for i in range(11)])])
+def test_learning_rate_within_epochs(schedule, warmup, expected):
+    rate = rates(schedule, warmup)
+    found = [rate(epoch, quarter / 4) for epoch in (1, 2, 3, 4) for quarter in range(4)]
+    assert [*found, rate(4, 1)] == pytest.approx(expected)
+
+
+@given(st.sampled_from(['linear', 'cosine']), st.integers(1, 300), st.floats(0, 0.999),
+       st.floats(1e-6, 1e3), st.floats(0, 1), st.floats(0, 1e-6))
+def test_learning_rate_is_continuous_and_never_negative(schedule, epochs, part, lr, at, step):
+    """It rises from 0, or starts at its peak, --lr, and ends at 0."""
+    warmup = part * epochs
+    opt = argparse.Namespace(lr=lr, lr_schedule=schedule, warmup=warmup, epochs=epochs)
+    rate = functools.partial(method.learning_rate, opt)
+
+    def at_time(time):
+        epoch = min(int(time), epochs - 1)
+        return rate(epoch + 1, time - epoch)
+
+    times = [at * epochs, min(at * epochs + step, epochs)]
+    values = [at_time(time) for time in times]
+    steepest = lr * max(1 / warmup if warmup else 0, math.pi / 2 / (epochs - warmup))
+    assert all(0 <= value <= lr for value in values)
+    assert abs(values[1] - values[0]) <= steepest * (times[1] - times[0]) * (1 + 1e-6) + 1e-9 * lr
+    assert at_time(warmup) == pytest.approx(lr) and rate(epochs, 1) == 0
+    assert rate(1, 0) == (0 if warmup else lr)
+    for epoch in range(1, min(epochs, 5)):
+        assert rate(epoch, 1) == rate(epoch + 1, 0)  # an epoch begins as the one before has ended

@@ -320,23 +320,105 @@ def test_a_nin_has_its_own_depth_and_width():
     assert (cifar.parse(RUN).depth, cifar.parse(RUN).width) == (16, 1)
 
 
+# --- the table of losses ---------------------------------------------------------------------------------
+
+OTHER = {'beta_decay': 'linear', 'map': 'max', 'map_p': '3', 'at_groups': '[0]', 'at_from_epoch': '2',
+         'temperature': '3'}  # of each setting that needs a loss, a value that is not its default
+LOSSES = pytest.mark.parametrize('loss', method.LOSSES, ids=lambda loss: loss.name)
+
+
+def on(loss):
+    """The options that switch a loss on, and nothing else."""
+    return [*(STUDENT if loss.teacher else RUN), f'--{loss.option}', '1']
+
+
+def test_rows_are_told_apart():
+    for column in ('name', 'option', 'title', 'help', 'losses'):
+        assert len({getattr(loss, column) for loss in method.LOSSES}) == len(method.LOSSES)
+    assert {name for loss in method.LOSSES for name in loss.settings} == OTHER.keys()
+
+
+@pytest.mark.parametrize('script', [cifar, imagenet])
+def test_every_loss_has_an_option(capsys, monkeypatch, script):
+    """Off by default, with its help."""
+    monkeypatch.setenv('COLUMNS', '1000')
+    with pytest.raises(SystemExit):
+        script.parse(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    opt = script.parse([*RUN, *(['--imagenetpath', 'x'] if script is imagenet else [])])
+    for loss in method.LOSSES:
+        assert getattr(opt, loss.option) == 0
+        assert f'--{loss.option} {loss.option.upper()} {loss.help} (default: 0.0)' in text
+
+
+@LOSSES
+def test_a_loss_is_accepted_and_what_it_needs_is_asked_for(capsys, loss):
+    opt = cifar.parse(on(loss))
+    assert method.active(opt) == [loss] and capsys.readouterr() == ('', '')
+    bare = [word for word in on(loss) if word not in ('--teacher_id', 'teacher')]
+    if loss.teacher:
+        assert f'--{loss.option} needs a teacher' in refused(capsys, *bare)
+    else:
+        assert 'nothing is learned from it' in refused(capsys, *bare, '--teacher_id', 'teacher')
+    for more in (['--compile'], ['--dtype', 'half']):
+        if loss.gradients:
+            assert more[0] in refused(capsys, *on(loss), *more)
+        else:
+            cifar.parse([*on(loss), *more])
+    above = [*on(loss)[:-1], '1.001']
+    if loss.most == 1:
+        assert f'--{loss.option}' in refused(capsys, *above)
+    else:
+        assert getattr(cifar.parse(above), loss.option) == 1.001
+    assert '--evaluate' in refused(capsys, '--evaluate', *on(loss))
+
+
+@pytest.mark.parametrize('name', OTHER)
+@LOSSES
+def test_a_setting_needs_its_loss(capsys, loss, name):
+    command = [*on(loss), f'--{name}', OTHER[name]]
+    if name in loss.settings:
+        assert str(getattr(cifar.parse(command), name)).startswith(OTHER[name])
+        return
+    err = refused(capsys, *command)
+    assert f'--{name} has no effect without --' in err
+    for each in method.LOSSES:
+        assert (f'--{each.option}' in err.partition('without')[2].split()) == (name in each.settings)
+
+
 # --- schedules -------------------------------------------------------------------------------------------
 
 
-def test_learning_rate_drops_at_the_start_of_an_epoch():
-    opt = cifar.parse(RUN)
-    expected = {1: 0.1, 59: 0.1, 60: 0.02, 61: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 8e-4, 200: 8e-4}
-    assert {e: method.learning_rate(opt, e) for e in expected} == pytest.approx(expected)
-    opt = cifar.parse([*RUN, '--epoch_step', '[5,3]', '--lr_decay_ratio', '0.5', '--lr', '2'])
-    assert [method.learning_rate(opt, e) for e in range(1, 7)] == [2, 2, 1, 1, 0.5, 0.5]
-    assert method.learning_rate(cifar.parse([*RUN, '--epoch_step', '[]']), 200) == 0.1
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--lr_schedule', 'exponential'], 'exponential'), (['--warmup', '-1'], '--warmup'),
+    (['--warmup', 'nan'], '--warmup'), (['--warmup', '200'], '--warmup 200'),
+    (['--warmup', '2', '--epochs', '2', '--epoch_step', '[]'], '--warmup 2'),
+    (['--warmup', '2.5', '--epochs', '2', '--lr_schedule', 'linear'], '--warmup 2.5'),
+    (['--lr_schedule', 'linear', '--epoch_step', '[5]'], '--epoch_step'),
+    (['--lr_schedule', 'cosine', '--lr_decay_ratio', '0.3'], '--lr_decay_ratio')])
+def test_schedules_that_cannot_work(capsys, arguments, words):
+    assert words in refused(capsys, *RUN, *arguments)
+    with pytest.raises(SystemExit) as end:
+        imagenet.parse(['--imagenetpath', 'x', *RUN, *arguments])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and words in err and err.count('\n') == 1
 
 
-@pytest.mark.parametrize(('kind', 'expected'), [
-    ('none', [8, 8, 8, 8]), ('linear', [8, 6, 4, 2]), ('step', [8, 8, 4, 2]),
-    ('cosine', [8, 4 + 4 * math.cos(math.pi / 4), 4, 4 - 4 * math.cos(math.pi / 4)])])
-def test_beta(kind, expected):
-    opt = cifar.parse([*STUDENT, '--beta', '8', '--epochs', '4', '--epoch_step', '3,4',
-                       '--lr_decay_ratio', '0.5', '--beta_decay', kind])
-    assert [method.beta(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
-    assert method.beta(cifar.parse(RUN), 1) == 0
+def test_schedules_that_work(capsys):
+    cifar.parse([*RUN, '--lr_schedule', 'linear', '--warmup', '1.5', '--epochs', '2'])
+    cifar.parse([*RUN, '--lr_schedule', 'step', '--warmup', '0.5'])
+    cifar.parse([*STUDENT, '--beta', '1', '--lr_schedule', 'cosine', '--beta_decay', 'step', '--epoch_step',
+                 '[5]'])
+    assert capsys.readouterr() == ('', '')
+
+
+def test_steps_that_never_come_are_noted(capsys, monkeypatch):
+    cifar.parse([*RUN, '--epochs', '30'])
+    err = capsys.readouterr().err
+    assert err.startswith('note: --epochs 30') and err.count('\n') == 1
+    cifar.parse([*RUN, '--epochs', '30', '--lr_schedule', 'linear'])
+    cifar.parse(['--evaluate', *RUN, '--epochs', '30'])
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '1')
+    cifar.parse([*RUN, '--epochs', '30'])
+    assert capsys.readouterr() == ('', '')

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, call, log_of
 
 from tools import jobs, report
+from utils import InputError
 
 RECIPES = ROOT / 'recipes'
 IMAGES = {4: {'CUB': 'cub folder', 'SCENES': 'scenes'}, 5: {'IMAGENET': 'imagenet'}}  # no table without
@@ -160,6 +161,28 @@ def test_table5():
         ('imagenet', 'imagenet', 18, 100, 30, 60, 90)}
 
 
+def test_pairs_of_table1():
+    """Only these, with the networks that they need, each once."""
+    alone, taught = stages(1, SEEDS='1', PAIRS='wrn_16_2:wrn_40_2 wrn_16_1:wrn_16_2')
+    assert [Path(opt.save).name for opt in alone] == ['wrn_16_2', 'wrn_40_2', 'wrn_16_1']
+    assert [(row(opt)[:2]) for opt in taught] == 4 * [((16, 2), 'wrn_40_2')] + 4 * [((16, 1), 'wrn_16_2')]
+
+
+def test_tune():
+    """On held-out images, by schedules that its folders tell, with a seed of no table."""
+    done = recipe('tune', PRINT='1')
+    assert (done.returncode, done.stderr) == (0, '')
+    found, = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+    assert {(opt.seed, opt.epochs, opt.val_images) for opt in found} == {(11, 30, 5000)}
+    for opt in found:
+        assert opt.save == (f'logs/tune/11/wrn_{opt.depth}_{opt.width:g}_'
+                            f'{opt.lr_schedule}_{opt.lr:g}_{opt.warmup:g}')
+    tried = {(opt.lr_schedule, opt.lr) for opt in found if opt.width == 1}
+    assert tried >= {('linear', 0.05), ('linear', 0.1), ('linear', 0.2), ('cosine', 0.1), ('cosine', 0.2)}
+    assert len({opt.save for opt in found}) == len(found) == 8
+    assert recipe('tune', PRINT='1', EPOCHS='2').stdout.count('--epochs 2 ') == 8
+
+
 def budget(**variables):
     done = recipe('budget', PRINT='1', **variables)
     assert (done.returncode, done.stderr) == (0, '')
@@ -187,7 +210,7 @@ def test_budget_has_settings():
     assert (teacher.save, teacher.seed, teacher.epochs) == ('logs/budget/7/wrn_16_2', 7, 12)
     assert {opt.teacher_id for opt in students} == {'', teacher.save}
     assert {(opt.epochs, *opt.epoch_step) for opt in students} == {(2, 2), (20, 7, 13, 17)}
-    assert {opt.lr_schedule for opt in students} == {'step'}
+    assert {(opt.lr_schedule, opt.warmup) for opt in students} == {('step', 0)}
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -207,6 +230,25 @@ def test_schedule_of_table5(epochs, drops, begin):
     found, = stages(5, EPOCHS=str(epochs))
     assert [(o.epochs, o.epoch_step) for o in found[1:]] == 3 * [(epochs, drops)]
     assert found[2].at_from_epoch == begin
+
+
+@pytest.mark.parametrize(('variables', 'expected'), [
+    ({'SCHEDULE': 'linear'}, ('linear', 0, 0.1)), ({'SCHEDULE': 'cosine', 'LR': '0.2'}, ('cosine', 0, 0.2)),
+    ({'SCHEDULE': 'linear', 'WARMUP': '1.5', 'EPOCHS': '30'}, ('linear', 1.5, 0.1)),
+    ({'LR': '0.05', 'WARMUP': '2'}, ('step', 2, 0.05)), ({'SCHEDULE': 'step'}, ('step', 0, 0.1))])
+def test_other_schedules(variables, expected):
+    for opt in (opt for stage in stages(1, SEEDS='1', **variables) for opt in stage):
+        assert (opt.lr_schedule, opt.warmup, opt.lr) == expected
+        assert (opt.epochs, opt.epoch_step) == (int(variables.get('EPOCHS', 200)), [60, 120, 160])
+
+
+def test_other_schedules_keep_learning_rates_that_a_table_has():
+    """Without BN, and of fine-tuning."""
+    (teacher, *others), taught = stages(3, SCHEDULE='linear')
+    assert (teacher.lr, {opt.lr for opt in others + taught}) == (0.1, {0.01})
+    assert {(opt.lr, opt.lr_schedule) for stage in stages(4, SCHEDULE='linear') for opt in stage} == {
+        (0.01, 'linear')}
+    assert {opt.lr for opt in stages(4, LR='0.02')[0]} == {0.02}
 
 
 def test_schedule_of_table4():
@@ -294,6 +336,9 @@ def test_no_report_of_what_failed(copy):
     ('table1', {'EPOCHS': '1e2'}, 'EPOCHS=1e2'), ('table3', {'EPOCHS': '0'}, 'EPOCHS=0'),
     ('budget', {'EPOCHS_LIST': '5 x'}, 'EPOCHS_LIST=5 x'),
     ('budget', {'EPOCHS_LIST': '05'}, 'EPOCHS_LIST=05'), ('budget', {'EPOCHS': '0'}, 'EPOCHS=0'),
+    *(('table1', {'PAIRS': pairs}, f'PAIRS: {pairs.split()[-1]} is') for pairs in (
+        'wrn_16_1', ':', 'wrn_16_1:', ':wrn_16_1', 'wrn_16_1:resnet18', 'wrn_16_1:wrn_16_2:wrn_40_1',
+        'wrn_16_1:wrn_16_2 wrn_16_1')),
     ('table4', {}, 'CUB=folder'), ('table5', {}, 'IMAGENET=folder')])
 def test_one_sentence(name, variables, words):
     done = recipe(name, **variables)
@@ -306,6 +351,16 @@ def test_without_data(tmp_path):
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
     assert done.stderr.startswith('jobs.py: error: CIFAR10 is not whole in /dev/null/data/')
     assert not (tmp_path / 'logs').exists()
+
+
+@pytest.mark.parametrize(('variables', 'word'), [
+    ({'SCHEDULE': 'cyclic'}, 'cyclic'), ({'WARMUP': '-1'}, '--warmup'), ({'LR': 'fast'}, '--lr'),
+    ({'SCHEDULE': 'linear', 'WARMUP': '3', 'EPOCHS': '3'}, '--warmup 3')])
+def test_schedules_that_cannot_work(variables, word):
+    """They are options of the runs, which tools.jobs reads before one starts."""
+    lines = recipe('table2', SEEDS='1', PRINT='1', **variables).stdout
+    with pytest.raises(InputError, match=word):
+        jobs.read(io.StringIO(lines))
 
 
 def test_make_has_every_recipe():

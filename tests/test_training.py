@@ -1,4 +1,5 @@
 """A run: meters, optimizer, schedule, going on, log; each against a reference that uses none of them."""
+import functools
 import math
 import shlex
 import subprocess
@@ -96,6 +97,27 @@ def test_a_loss_that_is_not_finite(bad, at):
         meters.read()
 
 
+def test_likeness_counts_by_images():
+    """In batches of 4, 4 and 1; the losses beside it still count by batches."""
+    meters = training.Meters()
+    for n, agreement, cosines in ((4, 75.0, (0.5, 0.25)), (4, 25.0, (1.0, -0.5)), (1, 100.0, (0.0, 1.0))):
+        output = Output(torch.tensor(2.0), torch.zeros(n, 3), {'at': [torch.tensor(agreement)]},
+                        {'agreement': [torch.tensor(agreement)],
+                         'map_cosines': [torch.tensor(cosine) for cosine in cosines]})
+        meters.add(output, Sample(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.int64), 1))
+    result = meters.read()
+    assert result['agreement'] == pytest.approx(500 / 9) and result['loss'] == 2 and result['acc'] == 100
+    assert result['map_cosines'] == pytest.approx([6 / 9, 0])
+    assert result['at_losses'][0][0] == pytest.approx(200 / 3)
+    assert result.keys() == {'loss', 'acc', 'at_losses', 'agreement', 'map_cosines'}
+
+
+def test_damaged_images_are_counted_by_loader():
+    loaders = [data.Loader(pictures(4, 0, 4), 2) for _ in range(2)]
+    loaders[0].damaged = 3
+    assert training.n_damaged(*loaders) == [3, 0] and training.n_damaged(loaders[1]) == [0]
+
+
 def test_evaluate_counts_each_image_once():
     split = pictures(10, seed=3, size=4)
 
@@ -167,10 +189,13 @@ class Regression:
                            data.Loader(self.test_set, 500), {'num_classes': 3}), self.h)
         return {k: t.detach().numpy() for k, t in self.params.items()}
 
-    def by_hand(self, lr, weight_decay, epochs, drops, ratio, fresh=True, late=0):
-        """-> parameters, momentum, loss of each epoch; fresh=False and late=1 are what must not be done."""
+    def by_hand(self, lr, weight_decay, epochs, drops=(), ratio=1, fresh=True, late=0, rate=None):
+        """-> parameters, momentum, loss of each epoch; fresh=False and late=1 are what must not be done.
+
+        rate: the learning rate of a batch, by the number of the batch in the run, in place of drops.
+        """
         p = {k: t.detach().numpy().copy() for k, t in self.params.items()}
-        buffers, means = None, []
+        buffers, means, batch = None, [], 0
         for epoch in range(1, epochs + 1):
             if epoch - late in drops:
                 lr *= ratio
@@ -186,7 +211,8 @@ class Regression:
                 q[np.arange(n), labels] -= 1
                 g = {'w': q.T @ x / n + weight_decay * p['w'], 'b': q.sum(0) / n + weight_decay * p['b']}
                 buffers = {k: 0.9 * buffers[k] + g[k] for k in g} if buffers else g
-                p = {k: p[k] - lr * buffers[k] for k in p}
+                p = {k: p[k] - (rate(batch) if rate else lr) * buffers[k] for k in p}
+                batch += 1
             means.append(total / 20)
         return p, buffers, means
 
@@ -220,6 +246,50 @@ def test_drop_in_the_first_and_in_the_last_epoch(tmp_path, drop):
     arguments = [*ARGUMENTS[:-1], f'[{drop}]']
     run = Regression(tmp_path / 'run', *arguments)
     expected, _, _ = run.by_hand(**SCHEDULE | {'drops': [drop]})
+    np.testing.assert_allclose(run.run()['w'], expected['w'], rtol=1e-9, atol=1e-12)
+
+
+def test_linear_schedule_with_warm_up_batch_by_batch(tmp_path):
+    """Three batches an epoch, half an epoch of warm-up; each batch has the rate at its middle."""
+    def rate(batch, late=0.5):
+        time = (batch + late) / 3
+        return 0.05 * (time / 0.5 if time < 0.5 else (3 - time) / 2.5)
+
+    run = Regression(tmp_path / 'run', *ARGUMENTS[:6], '--lr_schedule', 'linear', '--warmup', '0.5')
+    settings = {k: SCHEDULE[k] for k in ('lr', 'weight_decay', 'epochs')}
+    expected, _, losses = run.by_hand(**settings, rate=rate)
+    for late in (0, 1):
+        other = run.by_hand(**settings, rate=functools.partial(rate, late=late))[0]
+        assert np.abs(other['w'] - expected['w']).max() > 1e-4
+    params = run.run()
+    for name in expected:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-9, atol=1e-12)
+    log = log_of(tmp_path / 'run')
+    assert [e['train_loss'] for e in log] == pytest.approx(losses, rel=1e-6)
+    assert sum([e['lr_epoch'] for e in log], []) == pytest.approx([0, 0.04, 0.04, 0.02, 0.02, 0])
+    assert (log[0]['lr_schedule'], log[0]['warmup']) == ('linear', 0.5)
+
+
+@pytest.mark.parametrize(('arguments', 'first', 'last'), [
+    (['--epoch_step', '[2]'], 0.05, 0.01), (['--lr_schedule', 'linear'], 0.05 * 8.5 / 9, 0.05 * 0.5 / 9),
+    (['--lr_schedule', 'cosine'], 0.025 + 0.025 * math.cos(math.pi / 18),
+     0.025 - 0.025 * math.cos(math.pi / 18)),
+    (['--lr_schedule', 'linear', '--warmup', '0.25'], 0.05 * (0.5 / 3) / 0.25, 0.05 * (0.5 / 3) / 2.75)])
+def test_rate_of_the_first_and_last_batch(tmp_path, arguments, first, last):
+    run = Regression(tmp_path / 'run', *ARGUMENTS[:6], *arguments)
+    made = training.Run(run.opt, utils.trainable(run.params), run.h, run.loader(), run.loader(),
+                        {'num_classes': 3})
+    for epoch, batch, expected in ((1, 0, first), (3, 2, last)):
+        made.set_lr({'sample': Sample(None, None, epoch, batch)})
+        assert [group['lr'] for group in made.optimizer.param_groups] == [pytest.approx(expected)]
+
+
+def test_only_steps_begin_with_fresh_momentum(tmp_path):
+    """--epoch_step drops beta too; under another schedule the momentum must not notice."""
+    run = Regression(tmp_path / 'run', *ARGUMENTS[:6], '--lr_schedule', 'cosine')
+    run.opt.epoch_step = [2, 3]
+    expected, momentum, _ = run.by_hand(0.05, 0.02, 3, rate=lambda batch: (
+        0.025 + 0.025 * math.cos(math.pi * (batch + 0.5) / 9)))
     np.testing.assert_allclose(run.run()['w'], expected['w'], rtol=1e-9, atol=1e-12)
 
 
@@ -421,11 +491,12 @@ def make_teacher(path, width=0.5):
 SAME = {'train_time', 'test_time', 'images_per_second', 'peak_memory', 'resume', 'save', 'commit'}
 
 
-@pytest.mark.parametrize('drops', ['[2,4]', '[3]'])
-def test_going_on_is_bit_identical(tmp_path, monkeypatch, small, drops):
+@pytest.mark.parametrize('schedule', [['--epoch_step', '[2,4]'], ['--epoch_step', '[3]'],
+                                      ['--lr_schedule', 'linear', '--warmup', '2.5']])
+def test_going_on_is_bit_identical(tmp_path, monkeypatch, small, schedule):
     """Four epochs at once, and the same stopped in the third and gone on with, with AT, KD and a decay."""
     options = ['--teacher_id', make_teacher(tmp_path / 'teacher.pt7'), '--beta', '1e3', '--alpha', '0.5',
-               '--beta_decay', 'cosine', '--epochs', '4', '--epoch_step', drops, '--lr', '0.05']
+               '--beta_decay', 'cosine', '--epochs', '4', *schedule, '--lr', '0.05']
     start(monkeypatch, '--save', tmp_path / 'once', *options)
     add, count = progress.Progress.add, []
 

@@ -55,7 +55,8 @@ def script(main: Callable[[], None]) -> None:
         if is_out_of_memory(e):
             _end(say(f'{name}: error: no memory is left: give smaller batches, or end other programs', 2))
         if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
-            _end(say(f'{name}: error: torch.compile failed ({first_words(e)}): leave out --compile or --fast', 2))
+            _end(say(f'{name}: error: torch.compile failed ({first_words(e)}): leave out --compile or --fast',
+                     2))
         if 'torch.use_deterministic_algorithms' in str(e):
             _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
         if not devices.is_lost(e):
@@ -84,7 +85,7 @@ def _end(status: int) -> None:
 
 def first_words(e: Exception) -> str:
     """Two lines of what torch.compile says, since the first may only announce the second."""
-    return one_line(' '.join(str(e).strip().splitlines()[:2]))[:200] or type(e).__name__
+    return one_line(' '.join(str(e).strip().splitlines()[:2]).strip())[:200] or type(e).__name__
 
 
 def say(sentence: str, status: int = 0) -> int:
