@@ -76,7 +76,8 @@ def _name_of_package() -> str:
 _PACKAGE = _name_of_package()
 
 
-def _import(name: str, globals: _Any = None, locals: _Any = None, fromlist: _Any = (), level: int = 0) -> _Any:
+def _import(name: str, globals: _Any = None, locals: _Any = None, fromlist: _Any = (),
+            level: int = 0) -> _Any:
     """What `import` does in the files of the package."""
     top = name.partition('.')[0]
     if top not in _OURS:

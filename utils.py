@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.init import kaiming_normal_
 
 Params = dict[str, Tensor]
@@ -302,51 +302,6 @@ def statistics_aside(params: Params) -> Iterator[None]:
         yield
     finally:
         params |= kept
-
-
-class _Part(nn.Module):
-    """Tensors whose names begin alike, and the parts under it.
-
-    It reads attributes, whatever stores them: replicas of nn.DataParallel have no parameters, and after
-    torch.nn.utils.prune a hook of this part computes its tensors. Calling the part runs the hook.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.leaves: list[str] = []
-
-    def tensors(self) -> Params:
-        """By the rest of their names."""
-        found = {leaf: getattr(self, leaf) for leaf in self.leaves}
-        for name, part in self.named_children():
-            if isinstance(part, _Part):
-                found |= {f'{name}.{rest}': t for rest, t in part().items()}
-        return found
-
-    forward: Callable[..., Any] = tensors
-
-
-class Module(_Part):
-    """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`."""
-
-    def __init__(self, f: Network, params: Params):
-        super().__init__()
-        self.f = f
-        for name, t in params.items():
-            *path, leaf = name.split('.')
-            parent: _Part = self
-            for name_of_part in path:
-                if name_of_part not in parent._modules:
-                    parent.add_module(name_of_part, _Part())
-                parent = parent.get_submodule(name_of_part)
-            parent.leaves.append(leaf)
-            if is_statistic(name):
-                parent.register_buffer(leaf, t)
-            else:
-                parent.register_parameter(leaf, nn.Parameter(t))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.f(x, self.tensors(), self.training)
 
 
 def conv1x1(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 import nin
 import resnet
 import utils
 from utils import InputError, Network, Params
 from weights import tensors
-
 
 
 class Kind(NamedTuple):
@@ -76,13 +76,14 @@ def _nin(found: Found) -> tuple[Network, Params]:
 POOL_RELU = 'ReLU before pooling'
 WIDE = 'conv0', *(f'group{g}.block0.conv1' for g in range(3))
 IMAGENET = *WIDE, 'group3.block0.conv1'
+FOLDED = tuple(f'{name}.weight' for name in IMAGENET)
 KINDS = (
     Kind('wide ResNet', 'WRN-{depth}-{width:g}', 'WRN',
          'bn.', 3, (2, 4), 64, WIDE, _wide),
     Kind('ResNet', 'ResNet-{depth} of width {width:g}', 'ResNet',
          'bn0.', 4, (2, 2), 512, IMAGENET, _post_activation),
     Kind('folded ResNet', 'folded ResNet-{depth} of width {width:g}', 'ResNet',
-         'conv0.', 4, (2, 2), 512, IMAGENET, _post_activation, folded=resnet.post_activation),
+         'conv0.', 4, (2, 2), 512, FOLDED, _post_activation, folded=resnet.post_activation),
     Kind('pre-activation ResNet', 'pre-activation ResNet-{depth} of width {width:g}', 'ResNet',
          'affine0.', 4, (2, 2), 512, IMAGENET, _pre_activation),
     Kind('folded wide ResNet', 'folded WRN-{depth}-{width:g}', 'WRN',
@@ -117,17 +118,6 @@ def network(params: Params, source: str = 'this dictionary') -> tuple[Network, P
     if wrong:
         raise InputError(f'{source} looks like a {found} but {"; it ".join(wrong)}')
     return f, {name: params[name] for name in expected}
-
-
-class Module(utils.Module):
-    """A network as a module that can be pickled and copied: its tensors tell its function again."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != 'f'}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.f, _ = network(self.tensors())
 
 
 def describe(params: Params) -> str:
@@ -170,6 +160,67 @@ def from_torchvision(params: Params) -> Params:
         return re.sub(r'(conv\w+)\.weight$', r'\1', name)
 
     return {rename(name): t for name, t in params.items() if not name.endswith('num_batches_tracked')}
+
+
+# --- networks as modules ---------------------------------------------------------------------------------
+
+
+class _Part(nn.Module):
+    """Tensors whose names begin alike, and the parts under it.
+
+    It reads attributes, whatever stores them: replicas of nn.DataParallel have no parameters, and after
+    torch.nn.utils.prune a hook of this part computes its tensors. Calling the part runs the hook.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: list[str] = []
+
+    def tensors(self) -> Params:
+        """By the rest of their names."""
+        found = {leaf: getattr(self, leaf) for leaf in self.leaves}
+        for name, part in self.named_children():
+            if isinstance(part, _Part):
+                found |= {f'{name}.{rest}': t for rest, t in part().items()}
+        return found
+
+    forward: Callable[..., Any] = tensors
+
+
+class Module(_Part):
+    """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`.
+
+    It can be pickled and copied, though its function cannot: the tensors tell that again.
+    """
+
+    def __init__(self, f: Network, params: Params):
+        super().__init__()
+        self.f = f
+        for name, t in params.items():
+            *path, leaf = name.split('.')
+            parent: _Part = self
+            for step in path:
+                if step not in parent._modules:
+                    parent.add_module(step, _Part())
+                parent = getattr(parent, step)
+            parent.leaves.append(leaf)
+            if utils.is_statistic(name):
+                parent.register_buffer(leaf, t)
+            else:
+                parent.register_parameter(leaf, nn.Parameter(t))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.f(x, self.tensors(), self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != 'f'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.f, _ = network(self.tensors())
+
+
+# --- what tensors tell -----------------------------------------------------------------------------------
 
 
 def _find(params: Params, source: str = 'this dictionary') -> Found:

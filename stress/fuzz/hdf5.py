@@ -13,7 +13,6 @@ from stress.fuzz import mutate
 from stress.fuzz.sandbox import Target
 from stress.fuzz.tensors import network, run_weights
 
-
 Write = Callable[[h5py.File], Any]
 
 

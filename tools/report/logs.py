@@ -195,7 +195,8 @@ def _described(fields: Any) -> str:
     if not isinstance(fields, dict) or fields.get('kind') not in ('WRN', 'NIN', 'ResNet') or not (
             _is(fields.get('width'), int | float)):
         return ''
-    return _name(fields['kind'], fields.get('depth'), fields['width'], False, fields.get('pool_relu') is False)
+    return _name(fields['kind'], fields.get('depth'), fields['width'], no_bn=False,
+                 no_pool_relu=fields.get('pool_relu') is False)
 
 
 def _by_own_log(log: Path, path: Path, saved: str) -> str:
