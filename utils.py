@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.init import kaiming_normal_
 
 Params = dict[str, Tensor]
@@ -302,28 +302,6 @@ def statistics_aside(params: Params) -> Iterator[None]:
         yield
     finally:
         params |= kept
-
-
-class Module(nn.Module):
-    """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`."""
-
-    def __init__(self, f: Network, params: Params):
-        super().__init__()
-        self.f = f
-        for name, t in params.items():
-            *path, leaf = name.split('.')
-            parent: nn.Module = self
-            for part in path:
-                if part not in parent._modules:
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
-            if is_statistic(name):
-                parent.register_buffer(leaf, t)
-            else:
-                parent.register_parameter(leaf, nn.Parameter(t))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.f(x, {**dict(self.named_parameters()), **dict(self.named_buffers())}, self.training)
 
 
 def conv1x1(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:

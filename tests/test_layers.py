@@ -37,8 +37,11 @@ def layer(path):
     return path.relative_to(ROOT).with_suffix('').parts[0]
 
 
-def imported(source):
-    """First parts of the names of all modules that are imported anywhere in it, in functions too."""
+def imported(source, by_name=False):
+    """First parts of the names of all modules that are imported anywhere in it, in functions too.
+
+    by_name: it may also import modules whose names it computes.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -48,7 +51,7 @@ def imported(source):
             names.add(node.module.split('.')[0])
         elif isinstance(node, ast.Call):
             called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
-            assert called not in ('import_module', '__import__'), 'imports are written as such'
+            assert by_name or called not in ('import_module', '__import__'), 'imports are written as such'
     return names
 
 
@@ -67,7 +70,8 @@ def test_every_file_has_a_layer():
 
 @pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
 def test_imports_go_one_way(path):
-    assert not wrong(layer(path), imported(path.read_text()))
+    by_name = layer(path) == 'hubconf'  # which imports the files of this folder into a package of their own
+    assert not wrong(layer(path), imported(path.read_text(), by_name))
 
 
 def test_the_rule_itself():
@@ -134,7 +138,7 @@ def test_at_most_350_lines(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-@pytest.mark.parametrize('path', [path for path in SCRIPTS + PACKAGES if layer(path) != 'stress'], ids=short)
+@pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
 def test_functions_of_at_most_60_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):

@@ -110,6 +110,8 @@ def test_a_file_tells_which_nin_it_holds(tmp_path, bn, pool_relu, ending):
         'NIN of width 12' + ('' if bn else ' without BN')
         + ('' if pool_relu else ' without ReLU before pooling')
         + f', 5 classes, {utils.n_parameters(params):,} parameters')
+    for form in (loaded, resnet.fold(loaded)):
+        assert networks.fields(form) == {'kind': 'NIN', 'depth': 9, 'width': 12, 'pool_relu': pool_relu}
     content, deviation = export.export(f, params, ending)
     assert deviation < 1e-5
     if ending != '.onnx':

@@ -125,6 +125,8 @@ def test_losses_are_those_of_their_groups(tmp_path):
     ({'kind': 'ResNet', 'depth': 34, 'width': 1}, 'ResNet-34'),
     ({'kind': 'ResNet', 'depth': 18, 'width': 0.5}, 'ResNet-18 x 0.5'),
     ({'kind': 'NIN', 'depth': 9, 'width': 192}, 'NIN-wide'), ({'kind': 'NIN', 'width': 32.0}, 'NIN-32'),
+    ({'kind': 'NIN', 'width': 96, 'pool_relu': False}, 'NIN-thin, no ReLU before pooling'),
+    ({'kind': 'NIN', 'width': 96, 'pool_relu': True}, 'NIN-thin'),
     ({'kind': 'VGG', 'depth': 9, 'width': 1}, 'weights.hkl'), ({'kind': ['WRN']}, 'weights.hkl'),
     (7, 'weights.hkl')])
 def test_a_teacher_from_a_file_by_what_the_student_s_log_says(tmp_path, teacher, name):
@@ -135,13 +137,18 @@ def test_a_teacher_from_a_file_by_what_the_student_s_log_says(tmp_path, teacher,
 def test_a_teacher_s_own_log_says_what_a_nin_lacks_unless_it_is_of_another_network(tmp_path):
     """Another run may have taken the teacher's folder since."""
     write(tmp_path / 'nin', [50], model='nin', width=192, no_pool_relu=True)
+    write(tmp_path / 'nin_again', [50], model='nin', width=96, no_bn=True, no_pool_relu=True)
+    write(tmp_path / 'nin_other', [50], model='nin', width=96, no_bn=True)
     write(tmp_path / 'wrn', [50], depth=16, width=10.0)
     for teacher, fields in [('nin', {'kind': 'NIN', 'depth': 9, 'width': 192}),
+                            ('nin_again', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
+                            ('nin_other', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
                             ('wrn', {'kind': 'WRN', 'depth': 16, 'width': 1})]:
         write(tmp_path / f'from_{teacher}', [60], teacher_id=teacher, save=f'logs/from_{teacher}', beta=1.0,
               teacher=fields)
     assert [run.teacher for run in logs.read(sorted(tmp_path.glob('from_*')))] == [
-        'NIN-wide, no ReLU before pooling', 'WRN-16-1']
+        'NIN-wide, no ReLU before pooling', 'NIN-thin, no BN, no ReLU before pooling',
+        'NIN-thin, no ReLU before pooling', 'WRN-16-1']
 
 
 # --- which runs are the same ------------------------------------------------------------------------------

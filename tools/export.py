@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 import resnet
-import utils
 from training import checkpoint, exits, options
 from utils import InputError, Network, Params
 from weights import networks
@@ -153,7 +152,7 @@ def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) 
         onnx.save(model, path)
 
 
-class Logits(utils.Module):
+class Logits(networks.Module):
     """A network as a module of one output."""
 
     def forward(self, image: Tensor) -> Tensor:

@@ -4,11 +4,12 @@
     print(networks.describe(params))                     # folded ResNet-34 of width 1, 1000 classes, ...
 """
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 import nin
 import resnet
@@ -16,17 +17,80 @@ import utils
 from utils import InputError, Network, Params
 from weights import tensors
 
-FAMILIES = {  # how names begin that no network before it in this list has
-    'bn.': 'wide ResNet', 'bn0.': 'ResNet', 'conv0.': 'folded ResNet', 'affine0.': 'pre-activation ResNet',
-    'affine_last.': 'folded wide ResNet', 'group0.conv0': 'NIN'}
+
+class Kind(NamedTuple):
+    """A kind of network: how names and shapes of tensors tell it, what it is called, and who builds it."""
+    title: str  # while its depth and width are not known
+    name: str  # with its depth and width
+    log: str  # in logs
+    begins: str  # how a name begins that no kind before it in KINDS has
+    groups: int  # 3 for images of 32 x 32, 4 for 224 x 224
+    layers: tuple[int, int]  # that make up its depth: in a block, and outside of blocks
+    unit: int  # channels of its last group at width 1
+    outputs: tuple[str, ...]  # convolutions that tell its channels
+    build: Callable[['Found'], tuple[Network, Params]]
+    folded: Callable[[tuple[int, ...]], Network] | None = None  # the function after `resnet.fold`, by blocks
+    lacks: tuple[tuple[str, str], ...] = ()  # what it may lack, and the part of a name that shows it is there
 
 
 class Found(NamedTuple):
     """What the names and shapes of tensors tell of their network."""
-    family: str
+    kind: Kind
     blocks: tuple[int, ...]  # in each group
-    channels: tuple[int, ...]  # of the first convolution and of the groups; of a NIN its width
+    channels: tuple[int, ...]  # of `kind.outputs`
     num_classes: int
+    lacks: tuple[str, ...]  # of `kind.lacks`
+
+    @property
+    def depth(self) -> int:
+        in_block, others = self.kind.layers
+        return in_block * sum(self.blocks) + others
+
+    @property
+    def width(self) -> float:
+        return self.channels[-1] / self.kind.unit  # the last group shows a fraction of a width best
+
+    def __str__(self) -> str:
+        name = self.kind.name.format(depth=self.depth, width=self.width)
+        return name + ''.join(f' without {what}' for what in self.lacks)
+
+
+def _wide(found: Found) -> tuple[Network, Params]:
+    return resnet.wide_resnet_of(found.blocks[0], found.channels, found.num_classes)
+
+
+def _post_activation(found: Found) -> tuple[Network, Params]:
+    return resnet.resnet_of(found.blocks, found.channels, found.num_classes)
+
+
+def _pre_activation(found: Found) -> tuple[Network, Params]:
+    return resnet.pre_activation(found.blocks), resnet.pre_activation_params(
+        found.blocks, found.channels, found.num_classes)
+
+
+def _nin(found: Found) -> tuple[Network, Params]:
+    return nin.nin(found.channels[0], found.num_classes, bn='BN' not in found.lacks,
+                   pool_relu=POOL_RELU not in found.lacks)
+
+
+POOL_RELU = 'ReLU before pooling'
+WIDE = 'conv0', *(f'group{g}.block0.conv1' for g in range(3))
+IMAGENET = *WIDE, 'group3.block0.conv1'
+FOLDED = tuple(f'{name}.weight' for name in IMAGENET)
+KINDS = (
+    Kind('wide ResNet', 'WRN-{depth}-{width:g}', 'WRN',
+         'bn.', 3, (2, 4), 64, WIDE, _wide),
+    Kind('ResNet', 'ResNet-{depth} of width {width:g}', 'ResNet',
+         'bn0.', 4, (2, 2), 512, IMAGENET, _post_activation),
+    Kind('folded ResNet', 'folded ResNet-{depth} of width {width:g}', 'ResNet',
+         'conv0.', 4, (2, 2), 512, FOLDED, _post_activation, folded=resnet.post_activation),
+    Kind('pre-activation ResNet', 'pre-activation ResNet-{depth} of width {width:g}', 'ResNet',
+         'affine0.', 4, (2, 2), 512, IMAGENET, _pre_activation),
+    Kind('folded wide ResNet', 'folded WRN-{depth}-{width:g}', 'WRN',
+         'affine_last.', 3, (2, 4), 64, WIDE, _wide, folded=resnet.pre_activation),
+    Kind('NIN', 'NIN of width {width:g}', 'NIN',  # folded, it is one without BN
+         'group0.conv0', 3, (3, 0), 1, ('group0.conv0',), _nin,
+         lacks=(('BN', '.running_'), (POOL_RELU, '.conv2'))))
 
 
 def load(path: Path | str) -> tuple[Network, Params]:
@@ -52,27 +116,26 @@ def network(params: Params, source: str = 'this dictionary') -> tuple[Network, P
     wrong = [f'{what} {_some(names)}' for what, names in (
         ('lacks', missing), ('has unknown', unknown), ('has other shapes:', shapes)) if names]
     if wrong:
-        raise InputError(f'{source} looks like a {_name(found)} but {"; it ".join(wrong)}')
+        raise InputError(f'{source} looks like a {found} but {"; it ".join(wrong)}')
     return f, {name: params[name] for name in expected}
 
 
 def describe(params: Params) -> str:
     """Kind, depth, width, number of classes and of parameters of a network's tensors, in a line."""
-    found = _find(params, 'this dictionary')
-    return f'{_name(found)}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
+    found = _find(params)
+    return f'{found}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
 
 
 def fields(params: Params) -> dict[str, Any] | None:
-    """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors."""
+    """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors.
+
+    Of a NIN also 'pool_relu', but not 'bn': a teacher is folded, and then has no BN in either case.
+    """
     if not params:
         return None
-    found = _find(params, 'this dictionary')
-    n, last = sum(found.blocks), found.channels[-1]
-    if 'NIN' in found.family:
-        return {'kind': 'NIN', 'depth': nin.DEPTH, 'width': last}
-    if 'wide' in found.family:
-        return {'kind': 'WRN', 'depth': 2 * n + 4, 'width': last / 64}
-    return {'kind': 'ResNet', 'depth': 2 * n + 2, 'width': last / 512}
+    found = _find(params)
+    known = {'kind': found.kind.log, 'depth': found.depth, 'width': found.width}
+    return known | ({'pool_relu': POOL_RELU not in found.lacks} if found.kind.lacks else {})
 
 
 def image_size(params: Params) -> int:
@@ -82,7 +145,7 @@ def image_size(params: Params) -> int:
 
 def n_groups(params: Params) -> int:
     """Number of groups, whose outputs attention transfer compares."""
-    return len(_find(params, 'this dictionary').blocks)
+    return _find(params).kind.groups
 
 
 def from_torchvision(params: Params) -> Params:
@@ -99,35 +162,86 @@ def from_torchvision(params: Params) -> Params:
     return {rename(name): t for name, t in params.items() if not name.endswith('num_batches_tracked')}
 
 
-def _find(params: Params, source: str) -> Found:
-    families = [family for prefix, family in FAMILIES.items()
-                if any(name.startswith(prefix) for name in params)]
-    if not families:
+# --- networks as modules ---------------------------------------------------------------------------------
+
+
+class _Part(nn.Module):
+    """Tensors whose names begin alike, and the parts under it.
+
+    It reads attributes, whatever stores them: replicas of nn.DataParallel have no parameters, and after
+    torch.nn.utils.prune a hook of this part computes its tensors. Calling the part runs the hook.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: list[str] = []
+
+    def tensors(self) -> Params:
+        """By the rest of their names."""
+        found = {leaf: getattr(self, leaf) for leaf in self.leaves}
+        for name, part in self.named_children():
+            if isinstance(part, _Part):
+                found |= {f'{name}.{rest}': t for rest, t in part().items()}
+        return found
+
+    forward: Callable[..., Any] = tensors
+
+
+class Module(_Part):
+    """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`.
+
+    It can be pickled and copied, though its function cannot: the tensors tell that again.
+    """
+
+    def __init__(self, f: Network, params: Params):
+        super().__init__()
+        self.f = f
+        for name, t in params.items():
+            *path, leaf = name.split('.')
+            parent: _Part = self
+            for step in path:
+                if step not in parent._modules:
+                    parent.add_module(step, _Part())
+                parent = getattr(parent, step)
+            parent.leaves.append(leaf)
+            if utils.is_statistic(name):
+                parent.register_buffer(leaf, t)
+            else:
+                parent.register_parameter(leaf, nn.Parameter(t))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.f(x, self.tensors(), self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != 'f'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.f, _ = network(self.tensors())
+
+
+# --- what tensors tell -----------------------------------------------------------------------------------
+
+
+def _find(params: Params, source: str = 'this dictionary') -> Found:
+    kind = next((kind for kind in KINDS if any(name.startswith(kind.begins) for name in params)), None)
+    if kind is None:
         raise InputError(f'{source} holds no network of this project: its tensors are {_some(list(params))}')
-    family = families[0]
 
     def output(name: str) -> int:
         t = params.get(name, params.get(name + '.weight'))
         if t is None or not t.dim() or not t.numel():
-            raise InputError(f'{source} looks like a {family} but lacks {name}')
+            raise InputError(f'{source} looks like a {kind.title} but lacks {name}')
         return t.shape[0]
 
-    if family == 'NIN':  # folded, it is one without BN
-        family += '' if any(map(utils.is_statistic, params)) else ' without BN'
-        family += ' without ReLU before pooling' if any('.linear2' in name for name in params) else ''
-        return Found(family, (1, 1, 1), (output('group0.conv0'),), output('fc.weight'))
-    wide = 'wide' in family
-
     blocks = []
-    for g in range(3 if wide else 4):
+    for g in range(kind.groups):
         found = {m[1] for name in params if (m := re.match(rf'group{g}\.block(\d+)\.', name))}
         blocks.append(max(len(found), 1))
-    if wide:  # a block that one group lacks is then told as missing
+    if kind.groups == 3:  # all of as many; a block that one group lacks is then told as missing
         blocks = [max(blocks)] * 3
-    kernel = '.weight' if family == 'folded ResNet' else ''
-    channels = [output(f'conv0{kernel}')]
-    channels += [output(f'group{g}.block0.conv1{kernel}') for g in range(len(blocks))]
-    return Found(family, tuple(blocks), tuple(channels), output('fc.weight'))
+    lacks = tuple(what for what, part in kind.lacks if not any(part in name for name in params))
+    return Found(kind, tuple(blocks), tuple(map(output, kind.outputs)), output('fc.weight'), lacks)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -135,36 +249,16 @@ def _some(names: Iterable[str]) -> str:
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 
-def _name(found: Found) -> str:
-    n, last = sum(found.blocks), found.channels[-1]  # the last group shows a fraction of a width best
-    if 'NIN' in found.family:
-        return found.family.replace('NIN', f'NIN of width {last}')
-    if 'wide' in found.family:
-        return f'{"folded " if "folded" in found.family else ""}WRN-{2 * n + 4}-{last / 64:g}'
-    return f'{found.family}-{2 * n + 2} of width {last / 512:g}'
-
-
 def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
     """The network that was found, and tensors without content of the shapes that it needs."""
-    family, blocks, channels, num_classes = found
     try:
         with torch.device('meta'):
-            if 'NIN' in family:
-                f, expected = nin.nin(channels[0], num_classes, bn='without BN' not in family,
-                                      pool_relu='without ReLU' not in family)
-            elif 'wide' in family:
-                f, expected = resnet.wide_resnet_of(blocks[0], channels, num_classes)
-                if family.startswith('folded'):
-                    f, expected = resnet.pre_activation(blocks), resnet.fold(expected)
-            elif family == 'pre-activation ResNet':
-                f = resnet.pre_activation(blocks)
-                expected = resnet.pre_activation_params(blocks, channels, num_classes)
-            else:
-                f, expected = resnet.resnet_of(blocks, channels, num_classes)
-                if not any('.bndim.' in name for name in params):  # as in the published student
-                    expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
-                if family.startswith('folded'):
-                    f, expected = resnet.post_activation(blocks), resnet.fold(expected)
+            f, expected = found.kind.build(found)
+            if not any('.bndim.' in name for name in params):  # as in the published student
+                expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
+            if found.kind.folded:
+                f, expected = found.kind.folded(found.blocks), resnet.fold(expected)
     except RuntimeError:  # more numbers than torch can count
-        raise InputError(f'{source} holds no network of this project: none has {channels} channels') from None
+        raise InputError(f'{source} holds no network of this project: '
+                         f'none has {found.channels} channels') from None
     return f, expected

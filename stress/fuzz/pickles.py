@@ -104,96 +104,112 @@ def sound_torch() -> list[bytes]:
             legacy({'x': tensor()})]
 
 
-def craft_torch() -> dict[str, bytes]:
-    code = {f'code_{name}': called(name, *arguments) for name, arguments in {
+def again_and_again(n: int, function: str, *arguments: Any) -> Raw:
+    """A function called n times, each time with its last result as the first argument."""
+    value, *more = arguments
+    for _ in range(n):
+        value = called(function, value, *more)
+    return value
+
+
+def craft_calls() -> dict[str, Any]:
+    """Values that name code: to run it, or to take memory."""
+    return {f'code_{name}': called(name, *arguments) for name, arguments in {
         'os.system': ('touch ../canary',), 'posix.system': ('touch ../canary',), 'builtins.eval': ('1',),
         'builtins.exec': ('open("../canary", "w")',), 'subprocess.Popen': ('touch ../canary',),
         'builtins.open': ('../canary', 'w'), 'builtins.getattr': ('', 'x'), 'torch.load': ('../pipe',),
         'torch.hub.load': ('x', 'y'), 'numpy.load': ('../pipe',), 'torch.serialization.load': ('../pipe',),
-        'torch.storage._load_from_bytes': ('x',), '__builtin__.eval': ('1',)}.items()}
-    swollen = called('builtins.bytearray', 2**28)
-    for _ in range(4):
-        swollen = called('builtins.bytearray', swollen)
-    hexed = called('_codecs.encode', 'x' * 1000, 'latin1')
-    for _ in range(18):
-        hexed = called('_codecs.encode', hexed, 'hex')
-    values = code | {
+        'torch.storage._load_from_bytes': ('x',), '__builtin__.eval': ('1',)}.items()} | {
+        'bytearray_2_60': called('builtins.bytearray', 2**60),
+        'bytearray': called('builtins.bytearray', 2**31 - 1),
+        'bytearrays': again_and_again(5, 'builtins.bytearray', 2**28),
+        'hex': again_and_again(18, '_codecs.encode', called('_codecs.encode', 'x' * 1000, 'latin1'), 'hex'),
+        'empty_tensor': called('torch.Tensor', 2**28),
+        'empty_float': called('torch.FloatTensor', 30_000, 30_000),
+        'tensor_again': called('torch.Tensor', called('torch.Size', [2**28])),
+        'storage_alone': called('torch.UntypedStorage', 2**31 - 1),
+        'typed': called('torch.FloatStorage', 2**29), 'set': called('builtins.set', [1]),
+        'untyped': called('torch.storage.UntypedStorage', 2**28),
+        'counter': called('collections.Counter', 'x' * 1000), 'string': 'x' * 100_000, 'laughs': LAUGHS}
+
+
+def craft_tensors() -> dict[str, Any]:
+    """Tensors of odd shapes, storages and kinds."""
+    nothing = called('collections.OrderedDict')
+    return {
         'view_2_60': tensor((2**60,), (0,)), 'view_2_64': tensor((2**32, 2**32), (0, 0)),
         'view_2_65': tensor((2**32, 2**33), (0, 0)), 'view_no_elements': tensor((2**62, 0, 2**62), (0, 0, 0)),
         'view_dims': tensor((1,) * 1000, (0,) * 1000), 'view_negative': tensor((-1,), (1,)),
         'view_back': tensor((3,), (-1,), offset=3), 'view_far': tensor((3,), (2**61,)),
-        'offset': tensor(offset=2**62),
-        'offset_negative': tensor(offset=-5), 'storage_2_60': tensor(n=2**60),
-        'storage_negative': tensor(n=-1),
+        'view_long': tensor((2**27,), (1,)), 'view_strides': tensor((2, 2), (2**27, 1)),
+        'offset': tensor(offset=2**62), 'offset_negative': tensor(offset=-5),
+        'storage_2_60': tensor(n=2**60), 'storage_negative': tensor(n=-1),
         'storage_other': tensor(kind='DoubleStorage'), 'storage_missing': tensor(key='9'),
-        'storage_up': tensor(
-            key='../../../pipe'), 'place': tensor(place='cuda:7'), 'place_odd': tensor(place='meta'),
-        'place_name': tensor(place='__import__("os")'), 'bytearray_2_60': called('builtins.bytearray', 2**60),
-        'bytearray': called('builtins.bytearray', 2**31 - 1), 'bytearrays': swollen, 'hex': hexed,
-        'empty_tensor': called('torch.Tensor', 2**28), 'empty_float': called('torch.FloatTensor', 30_000,
-        30_000),
-        'tensor_again': called('torch.Tensor', called('torch.Size', [2**28])),
-        'storage_alone': called('torch.UntypedStorage', 2**31 - 1), 'typed': called('torch.FloatStorage',
-        2**29),
-        'set': called('builtins.set', [1]), 'quantized': called(
-            'torch._utils._rebuild_qtensor', storage(6, 'QUInt8Storage'), 0, (6,), (1,), (
-                named('torch.per_tensor_affine'), 1.0, 0), False, called('collections.OrderedDict')),
-        'meta': called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'), (2**50,),
-        (1,), False),
-        'sparse': called('torch._utils._rebuild_sparse_tensor', called('torch.serialization._get_layout',
-                         'torch.sparse_coo'), (tensor((1, 6), (6, 1), kind='LongStorage', n=3),
-                         tensor((6,), (1,)),
-                                               (2**60,), True)),
-        'view_long': tensor((2**27,), (1,)), 'view_strides': tensor((2, 2), (2**27, 1)), 'build': Raw(
-            tensor() + opcodes((storage(6), 0, (2**27,), (1,))) + b'b'), 'untyped': called(
-                'torch.storage.UntypedStorage', 2**28),
-                'wrapper': called('torch._utils._rebuild_wrapper_subclass', named('torch.Tensor'),
-                named('torch.float32'),
-                          (2**50,), (1,), 0, named('torch.strided'), 'cpu', False),
-        'nested_parameter': called('torch._utils._rebuild_parameter', tensor((2**60,), (0,)), True,
-                                   called('collections.OrderedDict')), 'string': 'x' * 100_000,
+        'storage_up': tensor(key='../../../pipe'), 'place': tensor(place='cuda:7'),
+        'place_odd': tensor(place='meta'), 'place_name': tensor(place='__import__("os")'),
         'half': tensor(kind='HalfStorage', n=12), 'complex': tensor(kind='ComplexFloatStorage', n=3),
-        'counter': called('collections.Counter', 'x' * 1000), 'laughs': LAUGHS}
-    found = {name: saved({'x': value}) for name, value in values.items()}
-    found |= {f'legacy_{name}': legacy({'x': value}) for name, value in values.items()
-              if name.startswith(('code_os', 'view', 'offset', 'storage', 'byte'))}
-    nothing = {f'group{g}.block0.conv0': tensor((2**60, 0, 3, 3), (0, 0, 0, 0)) for g in range(3)}
-    found |= {
-        'huge_network': saved(nothing | {'bn.weight': tensor(), 'fc.weight': tensor()}),
-        'huge_resnet': saved(nothing | {'bn0.weight': tensor(), 'fc.weight': tensor(),
-        'group3.block0.conv0': tensor(
-            (2**60, 0, 3, 3), (0, 0, 0, 0))}),
-        'huge_nin': saved({'group0.conv0': tensor((2**60, 0), (0, 0)), 'fc.weight': tensor()}),
-        'no_classes': saved({'group2.block0.conv0': tensor((64, 0), (0, 0)), 'bn.x': tensor(),
-        'fc.weight': tensor(
-            (0, 3), (3, 1))}),
-        'many_classes': saved({'group2.block0.conv0': tensor((64, 0), (0, 0)), 'bn.x': tensor(),
-        'fc.weight': tensor(
-            (2**62, 0), (0, 0))}),
-        'many_blocks': saved({f'group{g}.block{b}.x': tensor() for g in range(3) for b in range(1000)}
-                             | {'bn.x': tensor(), 'fc.weight': tensor(), 'group2.block0.conv0': tensor()}),
-        'names': saved({'\x1b[2J\n' + 'x' * 5000: tensor(), 'fc.weight': tensor()}),
+        'quantized': called('torch._utils._rebuild_qtensor', storage(6, 'QUInt8Storage'), 0, (6,), (1,),
+                            (named('torch.per_tensor_affine'), 1.0, 0), False, nothing),
+        'meta': called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'), (2**50,), (1,),
+                       False),
+        'sparse': called('torch._utils._rebuild_sparse_tensor',
+                         called('torch.serialization._get_layout', 'torch.sparse_coo'),
+                         (tensor((1, 6), (6, 1), kind='LongStorage', n=3), tensor((6,), (1,)), (2**60,),
+                          True)),
+        'build': Raw(tensor() + opcodes((storage(6), 0, (2**27,), (1,))) + b'b'),
+        'wrapper': called('torch._utils._rebuild_wrapper_subclass', named('torch.Tensor'),
+                          named('torch.float32'), (2**50,), (1,), 0, named('torch.strided'), 'cpu', False),
+        'nested_parameter': called('torch._utils._rebuild_parameter', tensor((2**60,), (0,)), True, nothing)}
+
+
+def craft_networks() -> dict[str, bytes]:
+    """Files whose names are those of a network, and whose shapes are not."""
+    def empty(*shape: int) -> Raw:
+        return tensor(shape, (0,) * len(shape))
+
+    wide = {f'group{g}.block0.conv0': empty(2**60, 0, 3, 3) for g in range(3)}
+    few = {'group2.block0.conv0': empty(64, 0), 'bn.x': tensor()}
+    return {name: saved(value) for name, value in {
+        'huge_network': wide | {'bn.weight': tensor(), 'fc.weight': tensor()},
+        'huge_resnet': wide | {'bn0.weight': tensor(), 'fc.weight': tensor(),
+                               'group3.block0.conv0': empty(2**60, 0, 3, 3)},
+        'huge_nin': {'group0.conv0': empty(2**60, 0), 'fc.weight': tensor()},
+        'no_classes': few | {'fc.weight': tensor((0, 3), (3, 1))},
+        'many_classes': few | {'fc.weight': empty(2**62, 0)},
+        'many_blocks': {f'group{g}.block{b}.x': tensor() for g in range(3) for b in range(1000)} | {
+            'bn.x': tensor(), 'fc.weight': tensor(), 'group2.block0.conv0': tensor()},
+        'names': {'\x1b[2J\n' + 'x' * 5000: tensor(), 'fc.weight': tensor()}}.items()}
+
+
+def craft_archives() -> dict[str, bytes]:
+    """Files that are odd as archives, or as pickles."""
+    sound = {'x': tensor()}
+    deflated = {'compression': zipfile.ZIP_DEFLATED}
+    memo = b''.join(b'Nr' + struct.pack('<I', i) for i in range(10**5))
+    return {
         'name_up': saved({'../../x': tensor()}, more={'../../canary': b'x', '/canary': b'x'}),
-        'zip_bomb': saved({'x': tensor((2**24,), (1,), 2**24)}, storages={'0': bytes(2**26)},
-                          compression=zipfile.ZIP_DEFLATED),
-        'zip_bomb_unused': saved({'x': tensor()}, more={'archive/data/1': bytes(2**27)},
-                                 compression=zipfile.ZIP_DEFLATED),
+        'zip_bomb': saved({'x': tensor((2**24,), (1,), 2**24)}, storages={'0': bytes(2**26)}, **deflated),
+        'zip_bomb_unused': saved(sound, more={'archive/data/1': bytes(2**27)}, **deflated),
         'pickle_bomb': zipped(b'\x80\x02' + b'}' * 2**25 + b'.', compression=zipfile.ZIP_DEFLATED),
         'pickle_long': zipped(b'\x80\x02' + b'}' * 2**21 + b'.'),
-        'pickle_deep': saved(Raw(b']' * 10**5 + b'a' * (
-            10**5 - 1))),
-        'pickle_memo': zipped(b'\x80\x02' + b''.join(b'Nr' + struct.pack('<I',
-        i) for i in range(10**5)) + b'.'),
+        'pickle_deep': saved(Raw(b']' * 10**5 + b'a' * (10**5 - 1))),
+        'pickle_memo': zipped(b'\x80\x02' + memo + b'.'),
         'pickle_count': zipped(b'\x80\x02X' + b'\xff' * 4 + b'.'),
         'pickle_long1': zipped(b'\x80\x02\x8a\xff.'),
         'pickle_recursive': zipped(b'\x80\x02}q\x00X\x01\0\0\0xh\x00s.'),
-        'two_pickles': saved({'x': tensor()}, more={'archive/DATA.PKL': b'\x80\x02}.'}),
-        'script': saved({'x': tensor()}, more={'archive/constants.pkl': b'\x80\x02).',
-        'archive/code/x.py': b''}),
-        'no_pickle': zipped(b''), 'comment': saved({'x': tensor()}) + b'PK\5\6' + bytes(18),
-        'zip_in_front': b'PK\3\4' + bytes(100) + saved({'x': tensor()}), 'tar': tar('PK\3\4')}
-    found['zip_overlap'] = overlapping(found['view_2_60'])
-    return found
+        'two_pickles': saved(sound, more={'archive/DATA.PKL': b'\x80\x02}.'}),
+        'script': saved(sound, more={'archive/constants.pkl': b'\x80\x02).', 'archive/code/x.py': b''}),
+        'no_pickle': zipped(b''), 'comment': saved(sound) + b'PK\5\6' + bytes(18),
+        'zip_in_front': b'PK\3\4' + bytes(100) + saved(sound), 'tar': tar('PK\3\4'),
+        'zip_overlap': overlapping(saved({'x': tensor((2**60,), (0,))}))}
+
+
+def craft_torch() -> dict[str, bytes]:
+    values = craft_calls() | craft_tensors()
+    old = {f'legacy_{name}': legacy({'x': value}) for name, value in values.items()
+           if name.startswith(('code_os', 'view', 'offset', 'storage', 'byte'))}
+    return {name: saved({'x': value}) for name, value in values.items()} | old | (
+        craft_networks() | craft_archives())
 
 
 def tar(name: str) -> bytes:

@@ -158,9 +158,10 @@ def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, floa
 # --- names --------------------------------------------------------------------------------------------
 
 
-def _name(kind: str, depth: Any, width: float) -> str:
+def _name(kind: str, depth: Any, width: float, no_bn: Any, no_pool_relu: Any) -> str:
     if kind == 'NIN':
-        return f'NIN-{NINS.get(width, f"{width:g}")}'
+        return (f'NIN-{NINS.get(width, f"{width:g}")}' + (', no BN' if no_bn else '')
+                + (', no ReLU before pooling' if no_pool_relu else ''))
     if kind == 'ResNet':
         return f'ResNet-{depth}' + (f' x {width:g}' if width != 1 else '')
     return f'{kind}-{depth}-{width:g}'
@@ -169,15 +170,13 @@ def _name(kind: str, depth: Any, width: float) -> str:
 def _network(record: dict[str, Any]) -> str:
     of_imagenet, is_nin = 'teacher_params' in record, record.get('model') == 'nin'
     kind = 'ResNet' if of_imagenet else 'NIN' if is_nin else 'WRN'
-    parts = {'no BN': record.get('no_bn'), 'no ReLU before pooling': record.get('no_pool_relu')}
-    return ', '.join([_name(kind, record['depth'], record['width']),
-                      *(part for part, without in parts.items() if kind == 'NIN' and without)])
+    return _name(kind, record['depth'], record['width'], record.get('no_bn'), record.get('no_pool_relu'))
 
 
 def _teacher(log: Path, record: dict[str, Any]) -> str:
     """The teacher's network as the student's log describes it, or by the teacher's own log; else its name.
 
-    The own log also says what a NIN lacks.
+    The own log also says whether a NIN has BN, which the student's log cannot: its teacher is folded.
     """
     teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
     if not teacher:
@@ -186,7 +185,7 @@ def _teacher(log: Path, record: dict[str, Any]) -> str:
         return f'ResNet-{known[1]}'
     path = Path(teacher).parent if Path(teacher).name == checkpoint.MODEL else Path(teacher)
     own, described = _by_own_log(log, path, str(record.get('save') or '')), _described(record.get('teacher'))
-    if own and described in ('', own.partition(',')[0]):
+    if own and (not described or set(described.split(', ')) <= set(own.split(', '))):
         return own
     return described or path.name
 
@@ -196,7 +195,8 @@ def _described(fields: Any) -> str:
     if not isinstance(fields, dict) or fields.get('kind') not in ('WRN', 'NIN', 'ResNet') or not (
             _is(fields.get('width'), int | float)):
         return ''
-    return _name(fields['kind'], fields.get('depth'), fields['width'])
+    return _name(fields['kind'], fields.get('depth'), fields['width'], no_bn=False,
+                 no_pool_relu=fields.get('pool_relu') is False)
 
 
 def _by_own_log(log: Path, path: Path, saved: str) -> str:
