@@ -341,7 +341,7 @@ def test_demo_says_what_it_showed(tmp_path):
     """The whole demo, on few images: its table, its pictures, and three lines, the first of which is the logs'."""
     logs = tmp_path / 'demo logs'
     done = recipe('demo', LOGS=str(logs), SEEDS='2 1',
-                  ARGS='--max_images 200 --epochs 2 --warmup 0 --device cpu --dtype float')
+                  ARGS='--max_images 100 --epochs 1 --warmup 0 --device cpu --dtype float')
     assert (done.returncode, done.stderr) == (0, '')
     *before, seen, pictures, following = done.stdout.splitlines()
 
@@ -351,6 +351,7 @@ def test_demo_says_what_it_showed(tmp_path):
     assert [seen.split(part)[1][:len(error(name)) + 1].strip(' ,.') for name, part in (
         ('at_kd', 'AT+KD: '), ('alone', 'alone '), ('teacher', 'teacher '))] == [
         error(name) for name in ('at_kd', 'alone', 'teacher')]
+    assert seen.endswith('(medians of 2 seeds)')
     for name in ('curves.png', 'attention.png'):
         assert f'{logs}/{name}' in pictures and (logs / name).read_bytes().startswith(b'\x89PNG')
     assert '4 of 4 test images' in done.stdout and any('| AT+KD ' in line for line in before)
