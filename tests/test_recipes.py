@@ -35,7 +35,11 @@ def recipe(name, root=ROOT, **variables):
 
 def stages(n, **variables):
     """Options of the runs of Table n, by stages; every command parsed by its script."""
-    done = recipe(f'table{n}', PRINT='1', **{**IMAGES.get(n, {}), **variables})
+    return stages_of(recipe(f'table{n}', PRINT='1', **{**IMAGES.get(n, {}), **variables}))
+
+
+def stages_of(done):
+    """As `stages`, of the recipe that printed them."""
     assert (done.returncode, done.stderr) == (0, '')
     found = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
     assert all(opt.resume == 'auto' for stage in found for opt in stage)
@@ -138,6 +142,22 @@ def test_table4():
         (name, 18, 'torchvision:resnet18', f'logs/table4/1/{name}_r34', alpha, beta)
         for name in ('cub', 'scenes') for alpha, beta in ((0.9, 0), (0, 1e3))]
     assert {(o.epochs, *o.epoch_step, *o.at_groups) for o in first + taught} == {(60, 40, 2, 3)}
+
+
+def test_demo():
+    alone, taught = stages_of(recipe('demo', PRINT='1', SEEDS='7 8', LOGS='some logs'))
+    assert [(opt.save, row(opt)) for opt in alone] == [
+        (f'some logs/{seed}/{name}', ((depth, 1), '', {}))
+        for seed in (7, 8) for name, depth in (('teacher', 16), ('alone', 10))]
+    assert [(opt.save, *row(opt)[1:]) for opt in taught] == [
+        (f'some logs/{seed}/{name}', 'teacher', weights) for seed in (7, 8) for name, weights in (
+            ('at_kd', {'beta': 1e3, 'alpha': 0.9}), ('at', {'beta': 1e3}), ('kd', {'alpha': 0.9}))]
+    schedules = [[(opt.epochs, opt.batch_size, opt.lr, opt.lr_schedule, opt.warmup) for opt in stage]
+                 for stage in (alone[1::2], taught)]
+    assert len({*schedules[0], *schedules[1]}) == 1  # what the students are compared by
+    assert all(opt.dataset == 'shapes' and opt.fast and not opt.val_images for opt in alone + taught)
+    (opt, *_), _ = stages_of(recipe('demo', PRINT='1'))
+    assert (opt.seed, opt.save) == (1, 'logs/demo/1/teacher')
 
 
 @pytest.mark.parametrize(('variables', 'expected'), [
@@ -370,6 +390,30 @@ def test_make_has_every_recipe():
         if path.stem != 'common':
             rule = rf'^{path.stem}: .*\n\t\$\(recipe\)$'
             assert path.stem in phony and re.search(rule, makefile, re.MULTILINE)
+
+
+def test_demo_says_what_it_showed(tmp_path):
+    """The whole demo, on few images: its table, its pictures, and three lines, the first of which is the logs'."""
+    logs = tmp_path / 'demo logs'
+    done = recipe('demo', LOGS=str(logs), SEEDS='2 1',
+                  ARGS='--max_images 100 --epochs 1 --warmup 0 --device cpu --dtype float')
+    assert (done.returncode, done.stderr) == (0, '')
+    *before, seen, pictures, following = done.stdout.splitlines()
+
+    def error(name):
+        return f'{sum(100 - log_of(logs / str(seed) / name)[-1]["test_acc"] for seed in (1, 2)) / 2:.1f} %'
+
+    assert [seen.split(part)[1][:len(error(name)) + 1].strip(' ,.') for name, part in (
+        ('at_kd', 'AT+KD: '), ('alone', 'alone '), ('teacher', 'teacher '))] == [
+        error(name) for name in ('at_kd', 'alone', 'teacher')]
+    assert seen.endswith('(medians of 2 seeds)')
+    for name in ('curves.png', 'attention.png'):
+        assert f'{logs}/{name}' in pictures and (logs / name).read_bytes().startswith(b'\x89PNG')
+    assert '4 of 4 test images' in done.stdout and any('| AT+KD ' in line for line in before)
+    target, *words = following.partition(': make ')[2].split()
+    assert f'\n{target}: ' in (ROOT / 'Makefile').read_text()
+    variables = dict(word.split('=') for word in words)
+    assert [len(stage) for stage in stages(int(target.removeprefix('table')), **variables)] == [2, 4]
 
 
 # --- all of it ----------------------------------------------------------------------------------------------

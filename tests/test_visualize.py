@@ -14,7 +14,7 @@ import nin
 import resnet
 from inputs import cifar as data
 from inputs import images, shapes
-from tools import drawings, visualize
+from tools import drawings, looks, visualize
 from training import checkpoint
 from utils import InputError
 
@@ -42,6 +42,7 @@ def weights(tmp_path_factory):
         'shapes': save(folder / 'shapes', resnet.wide_resnet(10, 0.25, 10)[1], 'shapes'),
         'cifar100': save(folder / 'cifar100', resnet.wide_resnet(10, 0.25, 100)[1], 'CIFAR100'),
         'nin': save(folder / 'nin', nin.nin(8, 10)[1]),
+        'nin_shapes': save(folder / 'nin_shapes', nin.nin(8, 10)[1], 'shapes'),
         'folded': save(folder / 'folded', resnet.fold(resnet.wide_resnet(10, 0.25, 10)[1])),
         'imagenet': save(folder / 'imagenet', resnet.resnet(18, 0.0625, 1000)[1]),
         'birds': save(folder / 'birds', resnet.resnet(18, 0.0625, 10)[1])}
@@ -90,7 +91,7 @@ def test_gradient_is_that_of_finite_differences(weights, name, label):
     x = ((picture.double() - torch.tensor(data.MEAN)) / torch.tensor(data.STD)).permute(2, 0, 1)
     params = {name: t.double() for name, t in network.params.items()}
     logits = network.f(x[None], params, False)[0]
-    assert seen.guess == visualize.CIFAR10[logits.argmax()]
+    assert seen.guess == looks.CIFAR10[logits.argmax()]
     assert seen.probability == pytest.approx(logits.softmax(1).max().item(), abs=1e-4)
     target = {'': logits.argmax().item(), 'frog': 6, '3': 3}[label]
     places = [(c, i, j) for c in range(3) for i in (0, 9, 17, 31) for j in (0, 11, 20, 31)]
@@ -262,9 +263,80 @@ def test_long_names_stay_in_their_columns(networks):
 
 def test_drawings_are_the_same_every_time():
     first, second = drawings.draw(), drawings.draw()
-    assert set(first) <= set(visualize.CIFAR10)
+    assert set(first) <= set(looks.CIFAR10)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {(image.shape, image.dtype) for image in first.values()} == {((3, 320, 320), torch.uint8)}
+
+
+# --- test images -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A data set of few shapes."""
+    monkeypatch.setattr(shapes, 'N_TRAIN', 20)
+    monkeypatch.setattr(shapes, 'N_TEST', 230)
+    return shapes.load(train=False)
+
+
+def shaped(weights, images):
+    """Two networks that guess various classes of the images, now and then different ones."""
+    network, = visualize.load([weights['shapes']])
+    logits, _ = network.f(data.normalize(torch.from_numpy(images)), network.params, False)
+    found = []
+    for name, shift in (('student', 0.0), ('other', 0.3)):
+        bias = network.params['fc.bias'] - logits.mean(0) + shift * logits.std(0) * torch.linspace(-1, 1, 10)
+        found.append(network._replace(name=name, params=network.params | {'fc.bias': bias.detach()}))
+    return found
+
+
+def test_disputed_images_are_the_first_ones_with_other_guesses(weights, few):
+    networks = shaped(weights, few[0])
+    pictures = [torch.from_numpy(image) for image in few[0]]
+    differ = [i for i, picture in enumerate(pictures)
+              if len({looks.look(network, picture).guess for network in networks}) > 1]
+    n = sum(i < 200 for i in differ) + 1  # the batches are of 200
+    assert 5 < n < len(differ) < 150
+    found = looks.disputed(networks, n, '.')
+    assert list(found) == [f'test image {i}' for i in differ[:n]]
+    for i, (image, truth) in zip(differ, found.values(), strict=False):
+        assert torch.equal(image.permute(1, 2, 0), pictures[i])
+        assert truth == shapes.CLASSES[few[1][i]]
+    with pytest.raises(InputError, match=f'disagree on {len(differ)} '):
+        looks.disputed(networks, len(differ) + 1, '.')
+
+
+@pytest.mark.parametrize('names', [('teacher', 'shapes'), ('nin', 'nin'), ('imagenet', 'imagenet')])
+def test_disputed_images_need_one_known_data_set(weights, names):
+    found = [network for name in names for network in visualize.load([weights[name]])]
+    with pytest.raises(InputError, match='--disputed'):
+        looks.disputed(found, 1, '.')
+
+
+def test_known_truths_mark_the_guesses(weights, few):
+    networks = shaped(weights, few[0])
+    known = looks.disputed(networks, 2, '.')
+    pictures = {name: image for name, (image, _) in known.items()}
+    guesses = {name: [looks.look(network, image.permute(1, 2, 0)).guess for network in networks]
+               for name, image in pictures.items()}
+    truths = {name: guesses[name][i] for i, name in enumerate(pictures)}  # each network is right once
+    page = visualize.figure(pictures, networks, ['sum2'], [1], 'overlay', truths=truths)
+    found = {text.get_text(): text.get_color() for text in page.texts}
+    assert set(pictures) | set(truths.values()) <= found.keys() and 'as seen, 32 x 32' not in found
+    marks = [(text[0], text[2:].split(',')[0], colour) for text, colour in found.items() if '%' in text]
+    first, second = guesses.values()
+    right, wrong = visualize.RIGHT, visualize.WRONG
+    assert marks == [(mark, guess, colour) for (mark, colour), guess in zip(
+        [right, wrong, wrong, right], [*first, *second], strict=True)]
+
+
+def test_one_map_is_named_once_and_drawn_large(networks):
+    pictures = {'a': noise(32, 32), 'b': noise(32, 32, seed=1)}
+    pages = [visualize.figure(pictures, networks, ['sum2'], [1], style) for style in ('overlay', 'both')]
+    assert [sum('group 1' in text for text in texts(page)) for page in pages] == [1, 2]
+    assert [sum('16 x 16' in text for text in texts(page)) for page in pages] == [1, 2]
+    large, small = (page.axes[0].get_position().width * page.get_size_inches()[0] for page in pages)
+    assert large > 1.3 * small
 
 
 # --- the command -----------------------------------------------------------------------------------------
@@ -281,6 +353,14 @@ def test_command(weights, tmp_path):
     svg = (tmp_path / 'out.svg').read_text()
     assert all(f'>{text}<' in svg for text in ('cat', 'teacher', 'nin', 'of dog', 'group 2'))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['cat.jpg', 'out.svg']
+
+
+def test_command_with_test_images(weights, few, tmp_path):
+    done = call(visualize, '--disputed', '3', '--weights', weights['shapes'], weights['nin_shapes'],
+                '--maps', 'sum2', '--groups', '[2]', '--style', 'overlay', '--save', 'out.svg', cwd=tmp_path)
+    assert (done.status, done.err) == (0, '')
+    assert done.out.splitlines()[2:] == ['out.svg: 3 of 3 test images']
+    assert (tmp_path / 'out.svg').read_text().count('test image ') == 3
 
 
 def test_names_of_networks_by_default(weights, monkeypatch):
@@ -332,6 +412,9 @@ def test_one_photo_of_many_rows_is_a_figure(weights, tmp_path, monkeypatch):
     (['a.png', '--label', 'unicorn'], ["no class 'unicorn'", 'airplane', 'from 0 to 9']),
     (['a.png', '--label', '10'], ["no class '10'"]),
     (['a.png', '--label', 'cat', '--maps', 'sum2'], ['--label', 'drop']),
+    (['a.png', '--disputed', '4'], ['either PHOTO', '--disputed']),
+    (['a.png', '--dataroot', 'data'], ['--dataroot', '--disputed']),
+    (['--disputed', '1', '--weights', 'teacher', 'shapes'], ['--disputed', 'CIFAR10', 'name photos']),
     (['a.png', '--save', 'out.gif'], ['.png, .svg, .pdf']),
     (['a.png', '--save', 'gone/out.png'], ['no folder gone', 'make it first']),
     (['a.png', '--save', 'folder.png'], ['cannot write folder.png']),

@@ -2,6 +2,7 @@
 
     python -m tools.visualize PHOTO --weights logs/teacher logs/student logs/student_at --save attention.png
     python -m tools.visualize photos --weights torchvision:resnet34 --maps sum2 --groups [3] --save maps.pdf
+    python -m tools.visualize --disputed 4 --weights logs/student logs/student_at --save attention.png
 
 A network sees a photo as it sees test images: the middle as 32 x 32 for CIFAR, the central crop of 224 x 224
 for ImageNet. Each map is drawn relative to its own largest value, over the picture in gray (bilinear in
@@ -14,43 +15,39 @@ import argparse
 import io
 import sys
 import textwrap
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
-import resnet
-import utils
-from inputs import cifar as data
-from inputs import folders, images, shapes
+from inputs import images
+from tools.looks import GRADIENT, MAPS, Look, Network, disputed, load, look
+from tools.photos import find, prepare, read, refusal
 from training import checkpoint, exits, options
-from utils import InputError, Params
-from weights.networks import describe, image_size, n_groups
+from utils import InputError
+from weights.networks import describe
 
-MAPS = {  # Section 3.1: sign, power and reduction over channels
-    'sum': (r'$F_\mathrm{sum}$', 1, 'sum'), 'sum2': (r'$F_\mathrm{sum}^{\,2}$', 2, 'sum'),
-    'sum4': (r'$F_\mathrm{sum}^{\,4}$', 4, 'sum'), 'max': (r'$F_\mathrm{max}$', 1, 'max')}
-GRADIENT = 'gradient'  # Section 3.2
 STYLES = {'both': ('overlay', 'bare'), 'overlay': ('overlay',), 'bare': ('bare',)}
 FORMATS = {'.png': None, '.svg': {'Date': None}, '.pdf': {'CreationDate': None}}  # the same file every time
-CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 TITLE = 'Where the networks look'
 ROWS = 24  # of maps in a figure of several photos
-CELLS = 56  # at most, along each side of a drawn gradient
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Draw what networks attend to in photos, network beside network.')
-    parser.add_argument('photos', nargs='+', type=options.path, metavar='PHOTO',
+    parser.add_argument('photos', nargs='*', type=options.path, metavar='PHOTO',
                         help='photo, or folder with photos in it')
+    parser.add_argument('--disputed', type=options.count, default=0, metavar='N',
+                        help='no photos, but the first N test images on which the networks disagree')
+    parser.add_argument('--dataroot', type=options.path, default='.', metavar='FOLDER',
+                        help='with --disputed: where CIFAR is, or is downloaded to')
     parser.add_argument('--weights', nargs='+', type=options.path, required=True, metavar='RUN',
                         help='runs, files of weights, or torchvision:resnet34; as a rule the teacher first')
     parser.add_argument('--save', type=_picture, required=True, metavar='FILE',
@@ -67,6 +64,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="class of the gradient's loss, name or number; each network's guess by default")
     parser.add_argument('--title', default=TITLE, help='of the figure')
     opt = parser.parse_args(arguments)
+    if bool(opt.photos) == bool(opt.disputed):
+        parser.error('give either PHOTO, one or several, or --disputed N for test images')
+    if opt.dataroot != parser.get_default('dataroot') and not opt.disputed:
+        parser.error('--dataroot has no effect without --disputed')
     if opt.label and GRADIENT not in opt.maps:
         parser.error('--label is the class of the gradient, which --maps leaves out: add it, or drop --label')
     if opt.groups and opt.maps == [GRADIENT]:
@@ -78,21 +79,26 @@ def main() -> None:
     opt = parse(sys.argv[1:])
     if not opt.save.parent.is_dir():
         raise InputError(f'there is no folder {opt.save.parent} to write {opt.save.name} to: make it first')
-    paths = find(opt.photos)
+    names = [str(path) for path in find(opt.photos)]
     networks = load(opt.weights, opt.names)
     for network in networks:
         print(f'{network.name}: {describe(network.params)}')
     n_rows = len(rows(networks, opt.maps, opt.groups))
+    known: dict[str, tuple[Tensor, str]] = {}
+    if opt.disputed:
+        known = disputed(networks, opt.disputed, opt.dataroot)
+        names = list(known)
     n = max(ROWS // n_rows, 1)
-    for i in range(0, len(paths), n):
-        pictures = {str(path): read(path) for path in paths[i:i + n]}
-        drawn = figure(pictures, networks, opt.maps, opt.groups, opt.style, opt.label, opt.title)
+    for i in range(0, len(names), n):
+        pictures = {name: known[name][0] if known else read(name) for name in names[i:i + n]}
+        truths = {name: truth for name, (_, truth) in known.items()}
+        drawn = figure(pictures, networks, opt.maps, opt.groups, opt.style, opt.label, opt.title, truths)
         path = opt.save.with_stem(f'{opt.save.stem}-{i // n + 1}') if i else opt.save
         try:
             checkpoint.write_atomically(path, content(drawn, path.suffix))
         except OSError as e:
             raise InputError(f'cannot write {path}: {e.strerror}') from None
-        print(f'{path}: {len(pictures)} of {len(paths)} photos')
+        print(f'{path}: {len(pictures)} of {len(names)} {"test images" if known else "photos"}')
 
 
 def _picture(name: str) -> Path:
@@ -101,157 +107,38 @@ def _picture(name: str) -> Path:
     return options.file(name)
 
 
-# --- photos ----------------------------------------------------------------------------------------------
-
-
-def find(photos: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, and of folders the images in them and their sub-folders, by name."""
-    found = []
-    for path in map(Path, photos):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folders.ENDINGS and p.is_file()
-                        and not any(part.startswith('.') for part in p.relative_to(path).parts))
-        if not inside:
-            raise InputError(f'the folder {path} has no photos in it, as {", ".join(folders.ENDINGS[:3])}: '
-                             'name another')
-        found += inside
-    return found
-
-
-def read(path: Path | str) -> Tensor:
-    """The image in a file, uint8 (3, H, W)."""
-    try:
-        with warnings.catch_warnings(action='ignore'):  # of PIL, about EXIF that nobody reads
-            return images.decode(Path(path).read_bytes())
-    except OSError as e:
-        raise InputError(f'cannot read the photo {path}: {e.strerror}') from None
-    except images.Damaged as e:
-        raise _refusal(path, e) from None
-
-
-def _refusal(name: Path | str, reason: images.Damaged) -> InputError:
-    return InputError(f'{name} is no photo that can be drawn ({reason}): leave it out, or name another')
-
-
-def prepare(image: Tensor, size: int) -> Tensor:
-    """What a network for images of `size` sees of an image, uint8 (3, H, W) -> (size, size, 3).
-
-    Damaged if the image is too long and thin.
-    """
-    if size == images.SIZE:
-        image = images.crop(image, 'center', rng=None)  # which needs no draws
-    else:
-        image = images.resize(center_crop(image, min(image.shape[1:])), size, size)
-    return image.permute(1, 2, 0)
-
-
-# --- networks --------------------------------------------------------------------------------------------
-
-
-class Network(NamedTuple):
-    """A network to be drawn."""
-    name: str
-    f: utils.Network
-    params: Params
-    size: int  # of its images
-    n_groups: int
-    classes: list[str]
-
-    def index(self, label: str) -> int:
-        """The class of this name or number."""
-        if label in self.classes:
-            return self.classes.index(label)
-        if label.isdecimal() and int(label) < len(self.classes):
-            return int(label)
-        few = ', '.join(self.classes[:10]) + (', ...' if len(self.classes) > 10 else '')
-        raise InputError(f'{self.name} knows no class {label!r}: give one of {few}, '
-                         f'or a number from 0 to {len(self.classes) - 1}')
-
-
-def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Network]:
-    """Networks from any weights that `resnet.load` takes, all with the same number of groups."""
-    if names and len(names) != len(sources):
-        raise InputError(f'{len(names)} names are given for {len(sources)} networks: give one for each')
-    found = []
-    for source, name in zip(sources, names or _names(sources), strict=True):
-        f, params = resnet.load(source)
-        size, n = image_size(params), len(params['fc.bias'])
-        found.append(Network(name, f, params, size, n_groups(params),
-                             class_names(checkpoint.dataset_of(source), size, n)))
-    for network in found:
-        if network.n_groups != found[0].n_groups:
-            raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '
-                             f'{network.n_groups}: side by side go networks of as many groups')
-    return found
-
-
-def _names(sources: Sequence[str | Path]) -> list[str]:
-    """The name of the run's folder or of the file; the whole sources if names would be the same."""
-    paths = [Path(str(source).removeprefix('torchvision:')) for source in sources]
-    paths = [path.resolve().parent if path.name == checkpoint.MODEL else path for path in paths]
-    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
-    return names if len({*names}) == len(names) else [str(source) for source in sources]
-
-
-def class_names(dataset: str | None, size: int, n: int) -> list[str]:
-    """Names of the n classes of a network for images of `size`; by the usual data set if it is not known."""
-    if dataset == 'shapes' and n == len(shapes.CLASSES):
-        return list(shapes.CLASSES)
-    if dataset in ('CIFAR10', None) and (size, n) == (32, len(CIFAR10)):
-        return CIFAR10
-    if dataset in ('imagenet', None) and (size, n) == (images.SIZE, 1000):
-        from torchvision.models import ResNet34_Weights
-        return ResNet34_Weights.DEFAULT.meta['categories']
-    return [f'class {i}' for i in range(n)]
-
-
-class Look(NamedTuple):
-    """What a network makes of a picture."""
-    groups: tuple[Tensor, ...]  # activations (C, h, w)
-    gradient: Tensor  # of the loss by the normalised picture, (3, size, size)
-    guess: str  # the class it predicts
-    probability: float
-
-    def map(self, kind: str, group: int | None) -> Tensor:
-        """One of MAPS of a group, (h, w), or sum |dCE/dx| over colours, (size, size); from 0 to 1.
-
-        The gradient of a large picture is a few bright dots: it is averaged over areas, to CELLS x CELLS.
-        """
-        if kind == GRADIENT:
-            q = utils.attention_map(self.gradient[None], p=1)
-            q = F.avg_pool2d(q, max(q.shape[-1] // CELLS, 1))[0]
-        else:
-            _, p, reduce = MAPS[kind]
-            q = utils.attention_map(self.groups[group][None], p, reduce)[0]
-        return q / q.max().clamp(min=torch.finfo(q.dtype).tiny)
-
-
-def look(network: Network, picture: Tensor, label: str = '') -> Look:
-    """What a network makes of a picture as `prepare` gives it, uint8 (size, size, 3).
-
-    The gradient is that of the cross-entropy with `label`, a class by name or number, or else with the guess.
-    """
-    normalize = images.normalize if network.size == images.SIZE else data.normalize
-    x = normalize(picture[None]).requires_grad_()
-    logits, groups = network.f(x, network.params, False)
-    if not logits.isfinite().all():
-        raise InputError(f'{network.name} gives no finite numbers: its training diverged, take other weights')
-    probability, guess = logits.detach().softmax(1)[0].max(0)
-    target = network.index(label) if label else int(guess)
-    gradient = utils.input_gradient(x, logits, torch.tensor([target]), create_graph=False)
-    return Look(tuple(g.detach()[0] for g in groups), gradient[0], network.classes[guess], probability.item())
-
-
 # --- the figure ------------------------------------------------------------------------------------------
 
 # Dark to bright in equal steps of lightness, so that gray prints and colour-blind eyes see the same order.
 COLOURS = colormaps['inferno']
 OPACITY = 0.6  # of a map over a picture
-# Inches: side of a panel, gap within a network, between networks, column of labels, margin
-PANEL, GAP, BETWEEN, LABELS, MARGIN = 1.6, 0.06, 0.3, 1.15, 0.25
+# Inches: side of a panel, and of one where a picture has one map; gap within a network, between networks,
+# column of labels, margin
+PANEL, LARGE, GAP, BETWEEN, LABELS, MARGIN = 1.6, 2.2, 0.06, 0.3, 1.15, 0.25
 TOP, HEAD, BOTTOM = 1.15, 0.58, 0.85  # title and names, head of a photo's block, colour bar
+SUBTITLE = 0.35
+RIGHT, WRONG = ('\N{CHECK MARK}', '#1a6e3c'), ('\N{BALLOT X}', '#b3261e')  # a guess where the truth is known
+
+
+class Page:
+    """A figure in inches, from its upper left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.figure = Figure((width, height), facecolor='white')
+
+    def text(self, x: float, y: float, string: str, **more) -> None:
+        usual = {'ha': 'center', 'va': 'bottom', 'fontsize': 10, 'parse_math': False}
+        self.figure.text(x / self.width, 1 - y / self.height, string, **usual | more)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        return self.figure.add_axes((x / self.width, 1 - (y + height) / self.height,
+                                     width / self.width, height / self.height))
+
+    def panel(self, x: float, y: float, side: float, image: Tensor, **more) -> None:
+        axes = self.axes(x, y, side, side)
+        axes.imshow(image.numpy(), interpolation='nearest', **more)
+        axes.set_axis_off()
 
 
 def rows(networks: Sequence[Network], maps: Sequence[str], groups: Sequence[int]) -> list[tuple]:
@@ -264,61 +151,79 @@ def rows(networks: Sequence[Network], maps: Sequence[str], groups: Sequence[int]
 
 
 def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Sequence[str] = ('sum2', GRADIENT),
-           groups: Sequence[int] = (), style: str = 'both', label: str = '', title: str = TITLE) -> Figure:
-    """A block for each picture (uint8 (3, H, W), by name): a row for each map, a column for each network."""
+           groups: Sequence[int] = (), style: str = 'both', label: str = '', title: str = TITLE,
+           truths: Mapping[str, str] = MappingProxyType({})) -> Figure:
+    """A block for each picture (uint8 (3, H, W), by name): a row for each map, a column for each network.
+
+    truths: classes of pictures by their names, where they are known. With one map and one style its label is
+    below the title, and panels are large.
+    """
     wanted, styles = rows(networks, maps, groups), STYLES[style]
-    column = len(styles) * (PANEL + GAP) - GAP
-    width = MARGIN + PANEL + LABELS + len(networks) * (column + BETWEEN) - BETWEEN + MARGIN
-    height = TOP + len(pictures) * (HEAD + len(wanted) * (PANEL + GAP)) + BOTTOM
-    lefts = [MARGIN + PANEL + LABELS + i * (column + BETWEEN) for i in range(len(networks))]
-    page = Figure((width, height), facecolor='white')
-
-    def text(x: float, y: float, string: str, **more) -> None:
-        usual = {'ha': 'center', 'va': 'bottom', 'fontsize': 10, 'parse_math': False}
-        page.text(x / width, 1 - y / height, string, **usual | more)
-
-    def panel(x: float, y: float, image: Tensor, **more) -> None:
-        axes = page.add_axes((x / width, 1 - (y + PANEL) / height, PANEL / width, PANEL / height))
-        axes.imshow(image.numpy(), interpolation='nearest', **more)
-        axes.set_axis_off()
-
-    text(width / 2, 0.4, title, fontsize=14)
+    single = len(wanted) == len(styles) == 1
+    side, labels, top = (LARGE, BETWEEN, TOP + SUBTITLE) if single else (PANEL, LABELS, TOP)
+    column = len(styles) * (side + GAP) - GAP
+    lefts = [MARGIN + side + labels + i * (column + BETWEEN) for i in range(len(networks))]
+    height = top + len(pictures) * (HEAD + len(wanted) * (side + GAP)) + BOTTOM
+    page = Page(lefts[-1] + column + MARGIN, height)
+    middle = page.width / 2
+    page.text(middle, 0.4, title, fontsize=14)
     for network, x in zip(networks, lefts, strict=True):
-        text(x + column / 2, 0.9, _lines(network.name, column, 12), fontsize=12, weight='bold')
-        text(x + column / 2, 1.1, describe(network.params).split(',')[0], color='0.35')
-    y = TOP
+        page.text(x + column / 2, top - 0.25, _lines(network.name, column, 12), fontsize=12, weight='bold')
+        page.text(x + column / 2, top - 0.05, describe(network.params).split(',')[0], color='0.35')
+    y = top
     for name, image in pictures.items():
         try:
             picture = prepare(image, networks[0].size)
         except images.Damaged as e:
-            raise _refusal(name, e) from None
+            raise refusal(name, e) from None
         looks = [look(network, picture, label) for network in networks]
         y += HEAD
-        text(MARGIN + PANEL / 2, y - 0.06, _lines(Path(name).stem, PANEL))
-        panel(MARGIN, y, picture)
-        text(MARGIN + PANEL / 2, y + PANEL + 0.2, f'as seen, {_size(picture)}', color='0.35')
+        _heads(page, y, side, name, picture, truths.get(name, ''))
         for seen, x in zip(looks, lefts, strict=True):
-            guess = f'{seen.guess}, {100 * seen.probability:.1f}\N{NO-BREAK SPACE}%'
-            text(x + column / 2, y - 0.06, _lines(guess, column, n=3))
+            _guess(page, x, y, column, seen, truths.get(name, ''))
         for kind, group in wanted:
             drawn = [seen.map(kind, group) for seen in looks]
-            what = [MAPS[kind][0], f'group {group}'] if kind != GRADIENT else [
-                'gradient', r'$|\partial\,\mathrm{CE}/\partial\,x|$',
-                'of ' + (networks[0].classes[networks[0].index(label)] if label else 'its guess')]
-            text(MARGIN + PANEL + LABELS - 0.1, y + PANEL / 2, '\n'.join([*what, _size(drawn[0])]),
-                 ha='right', va='center', parse_math=True)
+            said = _label(kind, group, networks[0], label, drawn[0])
+            if not single:
+                page.text(lefts[0] - 0.1, y + side / 2, '\n'.join(said), ha='right', va='center',
+                          parse_math=True)
+            elif y == top + HEAD:  # once
+                page.text(middle, 0.4 + 0.28, ', '.join(said), color='0.35', parse_math=True)
             for q, x in zip(drawn, lefts, strict=True):
                 for i, way in enumerate(styles):
-                    place = x + i * (PANEL + GAP), y
+                    place = x + i * (side + GAP), y, side
                     if way == 'overlay':
-                        panel(*place, overlay(picture, q))
+                        page.panel(*place, overlay(picture, q))
                     else:
-                        panel(*place, q, cmap=COLOURS, vmin=0, vmax=1)
-            y += PANEL + GAP
-    bar = page.add_axes(((width / 2 - 1.5) / width, 0.5 / height, 3 / width, 0.13 / height))
-    page.colorbar(ScalarMappable(cmap=COLOURS), bar, orientation='horizontal', ticks=[0, 0.5, 1])
+                        page.panel(*place, q, cmap=COLOURS, vmin=0, vmax=1)
+            y += side + GAP
+    bar = page.axes(middle - 1.5, page.height - 0.63, 3, 0.13)
+    page.figure.colorbar(ScalarMappable(cmap=COLOURS), bar, orientation='horizontal', ticks=[0, 0.5, 1])
     bar.set_xlabel('attention, relative to its largest value', fontsize=10)
-    return page
+    return page.figure
+
+
+def _heads(page: Page, y: float, side: float, name: str, picture: Tensor, truth: str) -> None:
+    """The picture, with its name or its class above it."""
+    above, below = (truth, name) if truth else (Path(name).stem, f'as seen, {_size(picture)}')
+    page.text(MARGIN + side / 2, y - 0.06, _lines(above, side), weight='bold' if truth else 'normal')
+    page.panel(MARGIN, y, side, picture)
+    page.text(MARGIN + side / 2, y + side + 0.2, below, color='0.35')
+
+
+def _guess(page: Page, x: float, y: float, column: float, seen: Look, truth: str) -> None:
+    """What a network guesses, above its column; right or wrong where the truth is known."""
+    guess = f'{seen.guess}, {100 * seen.probability:.1f}\N{NO-BREAK SPACE}%'
+    mark, colour = ('', 'black') if not truth else RIGHT if seen.guess == truth else WRONG
+    page.text(x + column / 2, y - 0.06, _lines(f'{mark} {guess}'.strip(), column, n=3), color=colour)
+
+
+def _label(kind: str, group: int | None, network: Network, label: str, q: Tensor) -> list[str]:
+    """What a row of maps shows."""
+    if kind == GRADIENT:
+        target = network.classes[network.index(label)] if label else 'its guess'
+        return ['gradient', r'$|\partial\,\mathrm{CE}/\partial\,x|$', f'of {target}', _size(q)]
+    return [MAPS[kind][0], f'group {group}', _size(q)]
 
 
 def overlay(picture: Tensor, q: Tensor) -> Tensor:

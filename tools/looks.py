@@ -1,0 +1,142 @@
+"""Networks to be drawn, and what they make of pictures: attention maps, gradients, guesses.
+
+    network, = looks.load(['logs/student'])
+    seen = looks.look(network, picture)    # seen.guess, seen.map('sum2', 2)
+"""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import resnet
+import utils
+from inputs import cifar as data
+from inputs import images, shapes
+from training import checkpoint
+from utils import InputError, Params
+from weights.networks import image_size, n_groups
+
+MAPS = {  # Section 3.1: sign, power and reduction over channels
+    'sum': (r'$F_\mathrm{sum}$', 1, 'sum'), 'sum2': (r'$F_\mathrm{sum}^{\,2}$', 2, 'sum'),
+    'sum4': (r'$F_\mathrm{sum}^{\,4}$', 4, 'sum'), 'max': (r'$F_\mathrm{max}$', 1, 'max')}
+GRADIENT = 'gradient'  # Section 3.2
+CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+CELLS = 56  # at most, along each side of a drawn gradient
+
+
+class Network(NamedTuple):
+    """A network to be drawn."""
+    name: str
+    f: utils.Network
+    params: Params
+    size: int  # of its images
+    n_groups: int
+    classes: list[str]
+    dataset: str | None  # that it was trained on, where its log or checkpoint says so
+
+    def index(self, label: str) -> int:
+        """The class of this name or number."""
+        if label in self.classes:
+            return self.classes.index(label)
+        if label.isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        few = ', '.join(self.classes[:10]) + (', ...' if len(self.classes) > 10 else '')
+        raise InputError(f'{self.name} knows no class {label!r}: give one of {few}, '
+                         f'or a number from 0 to {len(self.classes) - 1}')
+
+
+def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Network]:
+    """Networks from any weights that `resnet.load` takes, all with the same number of groups."""
+    if names and len(names) != len(sources):
+        raise InputError(f'{len(names)} names are given for {len(sources)} networks: give one for each')
+    found = []
+    for source, name in zip(sources, names or _names(sources), strict=True):
+        f, params = resnet.load(source)
+        size, n = image_size(params), len(params['fc.bias'])
+        dataset = checkpoint.dataset_of(source)
+        found.append(Network(name, f, params, size, n_groups(params), class_names(dataset, size, n), dataset))
+    for network in found:
+        if network.n_groups != found[0].n_groups:
+            raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '
+                             f'{network.n_groups}: side by side go networks of as many groups')
+    return found
+
+
+def _names(sources: Sequence[str | Path]) -> list[str]:
+    """The name of the run's folder or of the file; the whole sources if names would be the same."""
+    paths = [Path(str(source).removeprefix('torchvision:')) for source in sources]
+    paths = [path.resolve().parent if path.name == checkpoint.MODEL else path for path in paths]
+    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    return names if len({*names}) == len(names) else [str(source) for source in sources]
+
+
+def class_names(dataset: str | None, size: int, n: int) -> list[str]:
+    """Names of the n classes of a network for images of `size`; by the usual data set if it is not known."""
+    if dataset == 'shapes' and n == len(shapes.CLASSES):
+        return list(shapes.CLASSES)
+    if dataset in ('CIFAR10', None) and (size, n) == (32, len(CIFAR10)):
+        return CIFAR10
+    if dataset in ('imagenet', None) and (size, n) == (images.SIZE, 1000):
+        from torchvision.models import ResNet34_Weights
+        return ResNet34_Weights.DEFAULT.meta['categories']
+    return [f'class {i}' for i in range(n)]
+
+
+def disputed(networks: Sequence[Network], n: int, dataroot: str) -> dict[str, tuple[Tensor, str]]:
+    """The first n test images whose class the networks guess differently: (3, 32, 32) and truth, by name."""
+    names = {network.dataset for network in networks}
+    if len(names) > 1 or not names <= data.CLASSES.keys():
+        raise InputError('--disputed needs networks that were all trained on one of '
+                         f'{", ".join(data.CLASSES)}, as their runs say: name photos to draw others')
+    _, test_set = data.load(names.pop(), dataroot, torch.device('cpu'))
+    found: list[int] = []
+    for i, sample in enumerate(data.Loader(test_set, data.TEST_BATCH['cpu'])):
+        if len(found) < n:
+            with torch.no_grad():
+                guesses = torch.stack([t.f(sample.x, t.params, False)[0].argmax(1) for t in networks])
+            differ = (guesses != guesses[0]).any(0).nonzero().flatten()
+            found += [i * data.TEST_BATCH['cpu'] + int(k) for k in differ]
+    if len(found) < n:
+        raise InputError(f'the networks disagree on {len(found)} test images: give a smaller --disputed')
+    return {f'test image {i}': (test_set.images[i].permute(2, 0, 1), networks[0].classes[test_set.labels[i]])
+            for i in found[:n]}
+
+
+class Look(NamedTuple):
+    """What a network makes of a picture."""
+    groups: tuple[Tensor, ...]  # activations (C, h, w)
+    gradient: Tensor  # of the loss by the normalised picture, (3, size, size)
+    guess: str  # the class it predicts
+    probability: float
+
+    def map(self, kind: str, group: int | None) -> Tensor:
+        """One of MAPS of a group, (h, w), or sum |dCE/dx| over colours, (size, size); from 0 to 1.
+
+        The gradient of a large picture is a few bright dots: it is averaged over areas, to CELLS x CELLS.
+        """
+        if kind == GRADIENT:
+            q = utils.attention_map(self.gradient[None], p=1)
+            q = F.avg_pool2d(q, max(q.shape[-1] // CELLS, 1))[0]
+        else:
+            _, p, reduce = MAPS[kind]
+            q = utils.attention_map(self.groups[group][None], p, reduce)[0]
+        return q / q.max().clamp(min=torch.finfo(q.dtype).tiny)
+
+
+def look(network: Network, picture: Tensor, label: str = '') -> Look:
+    """What a network makes of a picture as `prepare` gives it, uint8 (size, size, 3).
+
+    The gradient is that of the cross-entropy with `label`, a class by name or number, or else with the guess.
+    """
+    normalize = images.normalize if network.size == images.SIZE else data.normalize
+    x = normalize(picture[None]).requires_grad_()
+    logits, groups = network.f(x, network.params, False)
+    if not logits.isfinite().all():
+        raise InputError(f'{network.name} gives no finite numbers: its training diverged, take other weights')
+    probability, guess = logits.detach().softmax(1)[0].max(0)
+    target = network.index(label) if label else int(guess)
+    gradient = utils.input_gradient(x, logits, torch.tensor([target]), create_graph=False)
+    return Look(tuple(g.detach()[0] for g in groups), gradient[0], network.classes[guess], probability.item())
