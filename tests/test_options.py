@@ -122,10 +122,10 @@ def test_published_defaults():
     # what is new changes nothing as long as it is not given
     new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
            'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': '', 'model': 'wrn',
-           'no_bn': False, 'no_pool_relu': False, 'hint_beta': 0, 'grad_beta': 0, 'sym_beta': 0, 'l2_beta': 0,
-           'augment': 'crop_flip', 'max_images': 0, 'compile': False, 'max_hours': None,
-           'tensorboard': False, 'deterministic': False, 'lr_schedule': 'step', 'warmup': 0,
+           'no_bn': False, 'no_pool_relu': False, 'augment': 'crop_flip', 'max_images': 0, 'compile': False,
+           'max_hours': None, 'tensorboard': False, 'deterministic': False, 'lr_schedule': 'step', 'warmup': 0,
            'val_images': 0, 'fast': False}
+    new |= {loss.option: 0 for loss in method.LOSSES if loss.option not in PUBLISHED}
     assert opt == PUBLISHED | new
 
 

@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docs say is so: commands parse, files exist, code runs."""
+"""What README.md, CONTRIBUTING.md and docs say is so: commands parse, links lead to something, code runs."""
 import importlib
 import re
 import shlex
@@ -11,6 +11,9 @@ from torch.distributed import run as torchrun
 
 import resnet
 
+# What recipes/demo.sh draws, until a run of it is published.
+PENDING = {'results/demo/attention.png'}
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
 
@@ -20,10 +23,10 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Lines of shell blocks: scripts of this repository, or make."""
-    texts = [block for path in DOCUMENTS for block in blocks(path, 'sh')]
+    """Lines of shell blocks: scripts of this repository, or make. Those for a new loss are run elsewhere."""
+    texts = [block for path in DOCUMENTS if path.name != 'CONTRIBUTING.md' for block in blocks(path, 'sh')]
     found = [line.split('#')[0].strip() for text in texts for line in text.splitlines() if line.strip()]
-    assert len(found) > 5
+    assert len(found) > 30
     return found
 
 
@@ -44,44 +47,66 @@ def test_commands_parse(command):
         importlib.import_module(arguments[1]).parse(arguments[2:])
 
 
+def slugs(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a document's headings."""
+    titles = re.findall(r'^#+ (.+)$', path.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(path):
-    links = [target for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()) if '://' not in target]
+def test_links_lead_to_files_and_headings(path):
+    links = [target for target in re.findall(r'\]\(([^)]+)\)', path.read_text()) if '://' not in target]
     if path.name == 'CONTRIBUTING.md':  # its table of files
         links += re.findall(r'^\| `([^`]+)`', path.read_text(), re.MULTILINE)
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    broken = []
+    for link in links:
+        name, _, heading = link.partition('#')
+        file = path.parent / name if name else path
+        if not file.exists() or heading and heading not in slugs(file):
+            broken.append(link)
+    assert set(broken) <= PENDING
 
 
-def test_losses_of_the_readme_run():
-    _, code = blocks(ROOT / 'README.md', 'python')
+def test_the_readme_is_one_page():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 200
+
+
+def test_what_an_evaluation_prints_is_that_of_the_weights():
+    """--check compares the table of the weights with their logs."""
+    printed = [line for block in blocks(ROOT / 'README.md', 'text') for line in block.splitlines()]
+    weights = (ROOT / 'results' / 'weights' / 'README.md').read_text()
+    assert printed and all(f'`{line}`' in weights for line in printed)
+    evaluated = re.findall('--evaluate --student_params (\\S+)', (ROOT / 'README.md').read_text())
+    assert [line.partition(':')[0] for line in printed] == evaluated
+
+
+CODE = [(path, i) for path in DOCUMENTS if path.name != 'CONTRIBUTING.md'  # test_contributing.py
+        for i in range(len(blocks(path, 'python')))]
+
+
+@pytest.mark.parametrize(('path', 'i'), CODE, ids=lambda value: getattr(value, 'name', value))
+def test_code_runs(path, i, tmp_path, monkeypatch, capsys):
+    """In a folder with what the code names: a photo, and weights of the export that see one class everywhere."""
+    code = blocks(path, 'python')[i]
+    if 'hub.load' in code:
+        monkeypatch.chdir(ROOT)
+    else:
+        monkeypatch.chdir(tmp_path)
+        shapes = resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 1000)
+        params = {name: torch.zeros_like(t) for name, t in shapes.items()}
+        params['fc.bias'][285] = 9
+        torch.save(params, 'resnet-18-at-export.pth')
+        Image.new('RGB', (300, 260)).save('photo.jpg')
     names = {}
     exec(code, names)
-    assert names['student'].grad.abs().sum() > 0
-
-
-def test_photo_of_the_readme_is_classified(tmp_path, monkeypatch, capsys):
-    """By weights of the export's form that see one class everywhere."""
-    code, _ = blocks(ROOT / 'README.md', 'python')
-    shapes = resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 1000)
-    params = {name: torch.zeros_like(t) for name, t in shapes.items()}
-    params['fc.bias'][285] = 9
-    monkeypatch.chdir(tmp_path)
-    torch.save(params, 'resnet-18-at-export.pth')
-    Image.new('RGB', (300, 260)).save('photo.jpg')
-    names = {}
-    exec(code, names)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[0].split('%') == [' 89.0 ', '  Egyptian cat']
-    assert [tuple(g.shape[1:]) for g in names['groups']] == [
-        (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
-
-
-def test_the_loss_of_contributing_does_what_it_says():
-    import torch
-
-    import utils
-    loss = next(block for block in blocks(ROOT / 'CONTRIBUTING.md', 'python') if 'def mean_loss' in block)
-    names = dict(vars(utils), Tensor=torch.Tensor)
-    exec('\n'.join(line[3:] for line in loss.splitlines()), names)
-    x, y = torch.full((2, 3, 4, 4), 5.0), torch.full((2, 6, 2, 2), 2.0)
-    assert names['mean_loss'](x, y) == 9
+    if 'loss.backward()' in code:
+        student = names['student']
+        leaves = [student] if isinstance(student, torch.Tensor) else list(student.parameters())
+        assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in leaves)
+    elif 'photo.jpg' in code:
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 5 and lines[0].split('%') == [' 89.0 ', '  Egyptian cat']
+        assert [tuple(g.shape[1:]) for g in names['groups']] == [
+            (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
+    else:
+        assert names['logits'].shape == (1, 10) and len(names['groups']) == 3

@@ -115,4 +115,4 @@ def test_they_stand_alone(more, tmp_path):
 
 
 def test_the_readme_shows_them():
-    assert '<!-- report: --benchmarks results/benchmark -->' in documents.read(ROOT / 'README.md')
+    assert '<!-- report: --benchmarks ../results/benchmark -->' in documents.read(ROOT / 'docs' / 'speed.md')

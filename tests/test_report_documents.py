@@ -12,10 +12,12 @@ def demo(tmp_path):
     return write_demo(tmp_path / 'logs')
 
 
-def test_the_tables_of_the_readme_are_those_of_the_logs():
-    """If not: python -m tools.report --update README.md"""
-    text = documents.read(ROOT / 'README.md')
-    assert documents.updated(text, ROOT, report.parse) == text
+@pytest.mark.parametrize('name', ['README.md', 'docs/results.md', 'docs/speed.md'])
+def test_the_tables_of_documents_are_those_of_the_logs(name):
+    """If not: python -m tools.report --update NAME"""
+    path = ROOT / name
+    text = documents.read(path)
+    assert documents.updated(text, path.parent, report.parse) == text
 
 
 def test_update_writes_the_tables_between_the_markers(demo, tmp_path):
