@@ -68,7 +68,8 @@ def test_the_option_is_in_the_help(copy):
 
 
 def test_the_new_test_and_the_old_ones_pass(copy):
-    run(copy, *PYTEST, 'tests/test_utils.py', 'tests/test_options.py', '-k', 'mean_loss or published_defaults')
+    run(copy, *PYTEST, 'tests/test_utils.py', 'tests/test_options.py', '-k',
+        'mean_loss or published_defaults')
     run(copy, '-m', 'ruff', 'check', '--no-cache', '.')
 
 

@@ -123,7 +123,8 @@ def test_published_defaults():
     new = {'save': 'run', 'device': 'auto', 'seed': 1, 'evaluate': False, 'beta_decay': 'none', 'map': 'sum',
            'map_p': 2, 'at_groups': None, 'at_from_epoch': 1, 'student_params': '', 'model': 'wrn',
            'no_bn': False, 'no_pool_relu': False, 'augment': 'crop_flip', 'max_images': 0, 'compile': False,
-           'max_hours': None, 'tensorboard': False, 'deterministic': False, 'lr_schedule': 'step', 'warmup': 0,
+           'max_hours': None, 'tensorboard': False, 'deterministic': False,
+           'lr_schedule': 'step', 'warmup': 0,
            'val_images': 0, 'fast': False}
     new |= {loss.option: 0 for loss in method.LOSSES if loss.option not in PUBLISHED}
     assert opt == PUBLISHED | new

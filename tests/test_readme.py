@@ -86,7 +86,7 @@ CODE = [(path, i) for path in DOCUMENTS if path.name != 'CONTRIBUTING.md'  # tes
 
 @pytest.mark.parametrize(('path', 'i'), CODE, ids=lambda value: getattr(value, 'name', value))
 def test_code_runs(path, i, tmp_path, monkeypatch, capsys):
-    """In a folder with what the code names: a photo, and weights of the export that see one class everywhere."""
+    """In a folder with what the code names: a photo, and exported weights that see one class everywhere."""
     code = blocks(path, 'python')[i]
     if 'hub.load' in code:
         monkeypatch.chdir(ROOT)

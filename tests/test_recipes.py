@@ -393,7 +393,7 @@ def test_make_has_every_recipe():
 
 
 def test_demo_says_what_it_showed(tmp_path):
-    """The whole demo, on few images: its table, its pictures, and three lines, the first of which is the logs'."""
+    """The whole demo, on few images: its table, its pictures, and three lines, the first from the logs."""
     logs = tmp_path / 'demo logs'
     done = recipe('demo', LOGS=str(logs), SEEDS='2 1',
                   ARGS='--max_images 100 --epochs 1 --warmup 0 --device cpu --dtype float')
