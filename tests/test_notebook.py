@@ -2,6 +2,7 @@
 
     python tests/test_notebook.py    # after a change: executes it and writes its outputs, to be committed
 """
+import importlib.util
 import json
 import os
 import re
@@ -12,12 +13,9 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
-from torchvision import models
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / 'visualize-attention.ipynb'
-# Nothing of this machine's: no photo, no data set, no download.
-OFFLINE = {'PHOTO': '', 'ATTENTION_DATA': 'nowhere', 'ONLINE': ''}
 
 
 def execute():
@@ -26,7 +24,8 @@ def execute():
     client = NotebookClient(
         notebook, timeout=300, kernel_name='python3', record_timing=False, coalesce_streams=True,
         resources={'metadata': {'path': str(ROOT)}})
-    client.execute(env={**os.environ, **OFFLINE})
+    environment = {name: value for name, value in os.environ.items() if name != 'PHOTO'}
+    client.execute(env=environment)
     return notebook
 
 
@@ -39,53 +38,64 @@ def kinds(cell):
     return [output.get('name') or sorted(output.get('data', [])) for output in cell.outputs]
 
 
-def text(notebook):
-    return ''.join(output.text for cell in code(notebook) for output in cell.outputs if 'text' in output)
-
-
-def test_runs_without_anything_at_hand(tmp_path, monkeypatch):
+def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     for name in ('JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'IPYTHONDIR'):  # they leave files there
         monkeypatch.setenv(name, str(tmp_path / name))
     executed, committed = execute(), nbformat.read(NOTEBOOK, as_version=4)
     assert [kinds(cell) for cell in code(executed)] == [kinds(cell) for cell in code(committed)]
-    assert 'Drawings: ' in text(executed) and 'Skipped: ' in text(executed)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the code of its cells in this process; gives what they print, and the figures they display."""
+    """Runs the code of its cells in this process; gives what they print, and their figures."""
+    from tools import visualize
 
-    def run(**variables):
-        for name, value in {**OFFLINE, **variables}.items():
-            monkeypatch.setenv(name, str(value))
+    def run(**changed):
+        """changed: variables of the first cell."""
         monkeypatch.chdir(ROOT)
-        figures = []
-        names = {'display': figures.append}
-        for cell in code(nbformat.read(NOTEBOOK, as_version=4)):
-            exec(cell.source.replace('%matplotlib inline', ''), names)
-        return capsys.readouterr().out, figures
+        figures, draw = [], visualize.figure
+
+        def figure(*arguments, **more):
+            figures.append(draw(*arguments, **more))
+            return figures[-1]
+
+        monkeypatch.setattr(visualize, 'figure', figure)
+        settings, *cells = code(nbformat.read(NOTEBOOK, as_version=4))
+        names = {}
+        exec(settings.source, names)
+        assert changed.keys() <= names.keys()
+        names |= changed
+        for cell in cells:
+            exec(re.sub('^%.*', '', cell.source, flags=re.MULTILINE), names)
+        return capsys.readouterr().out, [[text.get_text() for text in figure.texts] for figure in figures]
 
     return run
 
 
-def test_runs_on_photos_and_on_networks_for_imagenet(run, tmp_path):
-    """With random weights where torchvision's lie after a download."""
-    cache, photos = tmp_path / 'hub' / 'checkpoints', tmp_path / 'photos'
-    cache.mkdir(parents=True)
-    photos.mkdir()
-    for name in ('resnet18', 'resnet34'):
-        url = models.get_model_weights(name).DEFAULT.url
-        torch.save(models.get_model(name).state_dict(), cache / url.rsplit('/', 1)[1])
-    for i in range(5):
-        Image.linear_gradient('L').rotate(90 * i).save(photos / f'{i}.png')
-    out, (figure,) = run(PHOTO=photos, ONLINE=1, TORCH_HOME=tmp_path)
-    assert 'Your photos.' in out and 'Skipped' not in out
-    assert {'0', 'resnet34', 'ResNet-34 of width 1', 'resnet18'} <= {t.get_text() for t in figure.texts}
+def test_your_photo_and_untrained_networks(run, tmp_path, monkeypatch):
+    monkeypatch.delenv('PHOTO', raising=False)
+    Image.linear_gradient('L').save(tmp_path / 'mine.png')
+    out, figures = run(PHOTO=str(tmp_path), DEMO=('nowhere',), CIFAR={'teacher': 'a', 'student': 'b'})
+    assert out.count('NOT TRAINED') == 2 and 'scikit-image' not in out
+    assert len(figures) == 4 and all('mine' in figure for figure in figures[:3])
+    assert len(re.findall(r'group \d: loss +\d+\.\d+   cosine 0\.\d+', out)) == 6
 
 
-def test_runs_on_cifar10(run, shared):
-    out, _ = run(ATTENTION_DATA=shared / 'data')
-    assert 'test images of CIFAR-10' in out and 'Skipped: it needs' in out
+def test_without_a_photo(run, monkeypatch):
+    monkeypatch.delenv('PHOTO', raising=False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'skimage' else find(name))
+    out, figures = run()
+    assert 'There is no photo' in out and 'Chelsea' not in out and 'shape' in figures[0]
+
+
+def test_the_photo_of_scikit_image(run, monkeypatch):
+    """It is in the package: there is nothing to download."""
+    pytest.importorskip('skimage')
+    monkeypatch.delenv('PHOTO', raising=False)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', None)
+    out, figures = run()
+    assert 'CC0' in out and all('Chelsea' in figure for figure in figures[:3])
 
 
 def test_committed_with_outputs():
@@ -94,17 +104,17 @@ def test_committed_with_outputs():
     cells = code(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert [bool(cell.outputs) for cell in cells] == [False] + [True] * (len(cells) - 1)  # settings first
-    assert sum('image/png' in kind for cell in cells for kind in kinds(cell)) >= 3
+    assert sum('image/png' in kind for cell in cells for kind in kinds(cell)) == 4
+    assert 'image/png' in kinds(cells[1])[-1]  # it opens with a figure
     outputs = [output.output_type for cell in cells for output in cell.outputs]
-    assert set(outputs) <= {'stream', 'execute_result', 'display_data'}
+    assert set(outputs) <= {'stream', 'execute_result'}
     assert {output.name for cell in cells for output in cell.outputs if 'name' in output} <= {'stdout'}
     assert not any(cell.metadata for cell in notebook.cells)
-    assert 'Drawings: ' in text(notebook) and 'Skipped: ' in text(notebook)
 
 
 def test_committed_outputs_are_small_and_tell_nothing_of_a_machine():
     content = NOTEBOOK.read_text()
-    assert len(content) < 2_000_000
+    assert len(content) < 400_000
     content = re.sub(r'"image/png": "[^"]*"', '"image/png": ""', content)
     assert not re.search(r'/(home|root|tmp|work|Users|usr|opt)/|[A-Z]:\\\\|20\d\d-\d\d-\d\dT', content)
     assert json.loads(content)['metadata'].keys() <= {'kernelspec', 'language_info'}
