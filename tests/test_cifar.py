@@ -377,6 +377,16 @@ def test_divergence(home, tmp_path):
     assert done.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]
 
 
+def test_divergence_names_what_is_on(home, tmp_path):
+    """Of a run that the temperature made diverge, the learning rate is not to blame."""
+    command = [*SMALL, '--teacher_id', home / 'logs' / 'teacher', '--epochs', 1]
+    done = call(*command, '--alpha', 0.9, '--temperature', 1e-40, '--save', 'kd', cwd=tmp_path)
+    assert done.status == 1 and '--alpha' in done.err and '--temperature' in done.err
+    assert '--beta' not in done.err
+    done = call(*command, '--beta', 1e38, '--save', 'at', cwd=tmp_path)
+    assert done.status == 1 and '--beta' in done.err and '--temperature' not in done.err
+
+
 # --- mistakes --------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, THREADS, call, listing, log_of
+from conftest import ROOT, call, listing, log_of
 
 from tools import jobs
 
@@ -27,48 +26,50 @@ def line(save, *arguments, epochs=1):
 
 
 def start(monkeypatch, cwd, lines, *arguments, **variables):
-    """The runner in this process, of whose threads there are none in the runs: --jobs 2 leaves each one."""
+    """The runner in this process."""
     monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines)))
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    try:
-        return call(jobs, *arguments, cwd=cwd)
-    finally:
-        torch.set_num_threads(THREADS)
+    return call(jobs, *arguments, cwd=cwd)
 
 
 # --- order: runs that only say when they were there ------------------------------------------------------
 
-
-def stand_in(job, gpu, threads, parent):
-    """In place of a run, by the name of its folder."""
-    save, begin = Path(job.opt.save), time.monotonic()
-    assert parent == os.getppid()
-    Path(f'{save.name}.begun').touch()
-    for awaited in json.loads(Path('awaited').read_text()).get(save.name, []):
-        while not Path(awaited).exists():
-            assert time.monotonic() < begin + 60
-            time.sleep(0.01)
-    with open('events', 'a') as f:
-        event = save.name, gpu, threads, begin, time.monotonic()
-        f.write(json.dumps(event) + '\n')
-    Path(f'{save.name}.ended').touch()
-    if 'later' in save.name:
-        sys.exit(os.EX_TEMPFAIL)
-    if 'bad' in save.name:
-        job.out.write_text(f'a note\n{job.words[0]}: error: {save.name[-1]} is bad\n')
-        sys.exit(int(save.name[-1]))
-    if 'killed' in save.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save.mkdir()
-    (save / 'log.txt').write_text('{"epoch": 1, "test_acc": 91.234}\n')
+# In place of a run, by the name of its folder.
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+save, begin = Path(sys.argv[sys.argv.index('--save') + 1]), time.monotonic()
+assert os.environ['PARENT_OF_RUN'] == str(os.getppid()) and sys.argv[1:3] == ['--resume', 'auto']
+Path(f'{save.name}.begun').touch()
+for awaited in json.loads(Path('awaited').read_text()).get(save.name, []):
+    while not Path(awaited).exists():
+        assert time.monotonic() < begin + 60
+        time.sleep(0.01)
+with open('events', 'a') as f:
+    event = [save.name, *map(os.environ.get, ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')), begin]
+    f.write(json.dumps([*event, time.monotonic()]) + '\\n')
+Path(f'{save.name}.ended').touch()
+if 'later' in save.name:
+    sys.exit(os.EX_TEMPFAIL)
+if 'bad' in save.name:
+    print(f'a note\\ncifar.py: error: {save.name[-1]} is bad')
+    sys.exit(int(save.name[-1]))
+if 'killed' in save.name:
+    os.kill(os.getpid(), signal.SIGKILL)
+save.mkdir()
+(save / 'log.txt').write_text('{"epoch": 1, "test_acc": 91.234}\\n')
+"""
 
 
 @pytest.fixture
 def order(monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs, 'run', stand_in)
+    (tmp_path / 'scripts').mkdir()
+    (tmp_path / 'scripts/cifar.py').write_text(STAND_IN)
+    monkeypatch.setattr(jobs, 'HERE', tmp_path / 'scripts')
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 9)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
 
     def started(lines, *arguments, awaited=None, **variables):
         """awaited: {run: the runs, '<run>.begun' or '<run>.ended', before which it does not end}."""
@@ -89,7 +90,7 @@ def test_one_after_the_other(order):
     done, events = order([line('a'), line('b'), '', line('c')])
     assert (done.status, done.err) == (0, '')
     assert list(events) == ['a', 'b', 'c'] and most_at_once(events) == 1
-    assert {(gpu, threads) for gpu, threads, *_ in events.values()} == {(None, 9)}
+    assert {(gpu, threads) for gpu, threads, *_ in events.values()} == {(None, None)}
     assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: done in \d+ s, test error 8.77 %\n){3}',
                         done.out)
 
@@ -118,7 +119,7 @@ def test_n_at_once_on_gpus_in_turn(order):
     assert done.status == 0 and most_at_once(events) == 4
     assert {name: gpu for name, (gpu, *_) in events.items()} == {
         '0': '5', '1': '7', '2': '5', '3': '7', '4': '7', '5': '7'}
-    assert {threads for _, threads, *_ in events.values()} == {2}  # 9 cores among 4
+    assert {threads for _, threads, *_ in events.values()} == {'2'}  # 9 cores among 4
 
 
 def test_gpus_of_those_that_are_left(order, monkeypatch):
@@ -128,7 +129,7 @@ def test_gpus_of_those_that_are_left(order, monkeypatch):
                       **given)
     assert {name: gpu for name, (gpu, *_) in events.items()} == {'a': 'GPU-8a', 'b': '6'}
     _, events = order([line('c')], **given)
-    assert events['c'][0] is None
+    assert events['c'][0] == '6,GPU-8a'
     done = start(monkeypatch, Path(), [line('c')], '--gpus', '2', **given)
     assert (done.status, done.err) == (
         2, 'tools.jobs.py: error: --gpus 2: CUDA_VISIBLE_DEVICES leaves 2, counted from 0\n')
@@ -136,12 +137,12 @@ def test_gpus_of_those_that_are_left(order, monkeypatch):
 
 def test_more_runs_than_cores_have_a_thread_each(order):
     _, events = order([line('a')], '--jobs', 10)
-    assert events['a'][1] == 1
+    assert events['a'][1] == '1'
 
 
 def test_threads_that_are_given_stay(order):
     _, events = order([line('a')], '--jobs', 2, OMP_NUM_THREADS='9')
-    assert events['a'][1] == 9
+    assert events['a'][1] == '9'
 
 
 def test_failures(order):
@@ -275,7 +276,8 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
-    assert free(out) and 'go on with: python cifar.py --save run' in out.read_text()  # it was waited for
+    assert free(out)  # it was waited for
+    assert re.search('go on with: python [^ ]*cifar.py --save run', out.read_text())
     for shell in (False, True):
         n_starts += 1
         assert log_of(tmp_path / 'run')[-1]['epoch'] < epochs - 5

@@ -289,6 +289,24 @@ def test_option_without_effect_is_said(capsys):
     assert out == '' and err.startswith('note: --nthread') and err.count('\n') == 1
 
 
+@pytest.mark.parametrize(('arguments', 'told'), [
+    (['--epochs', '10'], ['--lr_schedule step changes']),
+    (['--epochs', '10', '--beta_decay', 'step'], ['--lr_schedule step and --beta_decay step change ']),
+    (['--epochs', '10', '--lr_schedule', 'linear', '--beta_decay', 'step'], ['so --beta_decay step ch']),
+    (['--epoch_step', '[]', '--beta_decay', 'step'], ['so --beta_decay step ch']),
+    (['--epoch_step', '[201]', '--beta_decay', 'step'], ['--lr_schedule step and --beta_decay step change ']),
+    (['--epoch_step', '[200]', '--beta_decay', 'step'], []),
+    (['--epoch_step', '[300,200]', '--beta_decay', 'step'], []),
+    (['--epoch_step', '[]'], []),
+    (['--epoch_step', '[]', '--lr_schedule', 'step', '--beta_decay', 'linear'], []),
+    (['--epochs', '10', '--lr_schedule', 'cosine'], [])])
+def test_steps_that_never_come_are_said_once(capsys, arguments, told):
+    cifar.parse([*STUDENT, '--beta', '1', *arguments])
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == err.count('note: ') == len(told)
+    assert all(words in err for words in told)
+
+
 @pytest.mark.parametrize('seed', ['0', '1', '18446744073709551615', '18446744073709551616', '1' + '0' * 30])
 def test_a_seed_that_is_accepted_works(capsys, seed):
     try:

@@ -192,15 +192,34 @@ def test_tune():
     """On held-out images, by schedules that its folders tell, with a seed of no table."""
     done = recipe('tune', PRINT='1')
     assert (done.returncode, done.stderr) == (0, '')
-    found, = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
-    assert {(opt.seed, opt.epochs, opt.val_images) for opt in found} == {(11, 30, 5000)}
+    found, taught = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+    assert {(opt.seed, opt.epochs, opt.val_images) for opt in found + taught} == {(11, 30, 5000)}
     for opt in found:
         assert opt.save == (f'logs/tune/11/wrn_{opt.depth}_{opt.width:g}_'
                             f'{opt.lr_schedule}_{opt.lr:g}_{opt.warmup:g}')
     tried = {(opt.lr_schedule, opt.lr) for opt in found if opt.width == 1}
     assert tried >= {('linear', 0.05), ('linear', 0.1), ('linear', 0.2), ('cosine', 0.1), ('cosine', 0.2)}
     assert len({opt.save for opt in found}) == len(found) == 8
-    assert recipe('tune', PRINT='1', EPOCHS='2').stdout.count('--epochs 2 ') == 8
+    assert {opt.teacher_id for opt in taught} == {'logs/tune/11/wrn_16_2_linear_0.1_1'}
+    assert {opt.beta_decay for opt in taught if opt.alpha and opt.beta} == {'none', 'linear', 'cosine'}
+    assert {opt.beta for opt in taught if not opt.alpha} == {500, 1000, 2000}
+    assert {opt.alpha for opt in taught if not opt.beta} == {0.9, 0.45}
+    assert recipe('tune', PRINT='1', EPOCHS='2').stdout.count('--epochs 2 ') == 16
+
+
+def test_evidence():
+    """Every command parses; each table's runs are fast and of one schedule, but for the paper's own."""
+    done = recipe('evidence', PRINT='1')
+    assert (done.returncode, done.stderr) == (0, '')
+    lines = [line for line in done.stdout.splitlines() if line != 'wait']
+    runs = [job.opt for line in lines for stage in jobs.read(io.StringIO(line)) for job in stage]
+    assert all(opt.fast for opt in runs)
+    assert {(o.epochs, o.lr_schedule, o.warmup) for o in runs if o.save.startswith('logs/table1/')} == {
+        (30, 'linear', 1)}
+    own = [opt for opt in runs if opt.save.startswith('logs/paper/')]
+    assert {(o.epochs, o.lr_schedule, o.warmup, tuple(o.epoch_step)) for o in own} == {
+        (200, 'step', 0, (60, 120, 160))}
+    assert {opt.seed for opt in runs if opt.save.endswith('/wrn_16_1_wrn_16_2_at_kd')} == {1, 2, 3, 4, 5}
 
 
 def budget(**variables):

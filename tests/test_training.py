@@ -582,38 +582,6 @@ def test_without_a_teacher_there_are_no_at_losses(tmp_path):
     assert record['at_losses'] == []
 
 
-def test_provenance(tmp_path, monkeypatch):
-    (tmp_path / 'process.py').write_text('1\n')
-    monkeypatch.setattr(exits, '__file__', str(tmp_path / 'process.py'))
-    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-    for name in ('GIT_DIR', 'GIT_WORK_TREE'):
-        monkeypatch.delenv(name, raising=False)
-
-    def git(*arguments):
-        return subprocess.run(['git', '-C', tmp_path, '-c', 'user.name=x', '-c', 'user.email=x@localhost',
-                               '-c', 'commit.gpgsign=false', *arguments],
-                              check=True, capture_output=True, text=True).stdout.strip()
-
-    found = exits.provenance(CPU)
-    assert found['commit'] is None
-    assert found['torch'] == torch.__version__
-    assert found['python'].split('.')[:2] == [str(v) for v in sys.version_info[:2]]
-    for package in ('torchvision', 'numpy'):
-        assert __import__(package).__version__.startswith(found[package])  # + how it was built
-    git('init')
-    git('add', 'process.py')
-    git('commit', '-m', 'x', '--no-verify')
-    commit = git('rev-parse', 'HEAD')
-    assert len(commit) == 40
-    assert exits.provenance(CPU)['commit'] == commit
-    (tmp_path / 'own run.txt').write_text('untracked')
-    assert exits.provenance(CPU)['commit'] == commit
-    (tmp_path / 'process.py').write_text('2\n')
-    assert exits.provenance(CPU)['commit'] == commit + '-dirty'
-    monkeypatch.setenv('PATH', '')
-    assert exits.provenance(CPU)['commit'] is None
-
-
 # --- devices and half precision --------------------------------------------------------------------------
 
 
@@ -702,6 +670,39 @@ def test_scaled_run_goes_on(tmp_path, before, after):
     Regression(tmp_path / 'run', *ARGUMENTS[:4], '--epochs', '2', '--epoch_step', '[2]', dtype=before).run()
     run = Regression(tmp_path / 'run', *ARGUMENTS, '--resume', 'auto', dtype=after).run()
     assert np.array_equal(run['w'], whole['w'])
+
+
+def test_scaled_run_resumes_with_its_scale(tmp_path, monkeypatch):
+    """To the bit. A step of epoch 2 overflows by the scale of then, not by one that begins anew.
+
+    The scale doubles after each 4 steps without an overflow; there are 3 steps an epoch.
+    """
+    monkeypatch.setattr(torch.amp, 'GradScaler', functools.partial(
+        torch.amp.GradScaler, init_scale=2.0**16, growth_interval=4))
+    at_most = torch.finfo(torch.float64).max
+
+    def run(folder, *more):
+        part = Regression(tmp_path / folder, *ARGUMENTS[:4], '--epoch_step', '[2]', *more, dtype='half')
+        plain = part.h
+
+        def h(sample):
+            loss, output = plain(sample)
+            return loss * (at_most / 2.0**16.5 if (sample.epoch, sample.batch) == (2, 2) else 1), output
+
+        part.h = h
+        part.run()
+        return checkpoint.read(tmp_path / folder / 'model.pt7')
+
+    whole = run('whole', '--epochs', '3')
+    half = run('part', '--epochs', '1')
+    assert (half['scaler']['scale'], half['scaler']['_growth_tracker']) == (2.0**16, 3)
+    resumed = run('part', '--epochs', '3', '--resume', 'auto')
+    assert resumed['scaler'] == whole['scaler']
+    assert (whole['scaler']['scale'], whole['scaler']['_growth_tracker']) == (2.0**16, 3)
+    for name, t in whole['params'].items():
+        assert torch.equal(resumed['params'][name], t)
+    assert all(torch.equal(a['momentum_buffer'], b['momentum_buffer']) for a, b in zip(
+        resumed['optimizer']['state'].values(), whole['optimizer']['state'].values(), strict=True))
 
 
 class Watched(data.Loader):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -231,6 +232,30 @@ def test_distillation_at_both_ends_of_alpha():
     # KL(teacher || student), not the other way round
     assert utils.distillation(y, teacher, labels, 1, 1).item() != pytest.approx(
         utils.distillation(teacher, y, labels, 1, 1).item(), rel=1e-3)
+
+
+def test_a_class_that_the_teacher_rules_out():
+    """By hand: the teacher says (1/2, 1/2, 0), the student 1/3 each: KL is log(3/2), its gradient p - q."""
+    y, teacher = torch.zeros(1, 3, requires_grad=True), torch.tensor([[0, 0, -math.inf]])
+    loss = utils.distillation(y, teacher, torch.tensor([2]), 1, 1)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(1.5))
+    torch.testing.assert_close(y.grad, torch.tensor([[-1 / 6, -1 / 6, 1 / 3]]))
+    y.grad = None
+    loss = utils.distillation(y, teacher, torch.tensor([2]), 1, 0)
+    loss.backward()
+    assert torch.equal(loss, F.cross_entropy(y, torch.tensor([2])))
+    torch.testing.assert_close(y.grad, torch.tensor([[1 / 3, 1 / 3, -2 / 3]]))
+
+
+@pytest.mark.parametrize(('shape', 'T', 'alpha', 'word'), [
+    ((2, 4), 4, 0.9, 'shape'), ((3, 3), 4, 0.9, 'shape'), ((2, 1), 4, 0.9, 'shape'), ((3,), 4, 0.9, 'shape'),
+    ((2, 3), 0, 0.9, 'temperature'), ((2, 3), -4, 0.9, 'temperature'), ((2, 3), math.nan, 0.9, 'temperature'),
+    ((2, 3), 4, -0.1, 'alpha'), ((2, 3), 4, 1.1, 'alpha'), ((2, 3), 4, math.nan, 'alpha')])
+def test_what_distillation_refuses(shape, T, alpha, word):
+    """Shapes that could be broadcast, too."""
+    with pytest.raises(InputError, match=word):
+        utils.distillation(normal(2, 3), normal(*shape), torch.tensor([0, 1]), T, alpha)
 
 
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.float32])

@@ -2,28 +2,27 @@
 
     PRINT=1 bash recipes/table1.sh | python -m tools.jobs --jobs 4 --gpus 0,1
 
-Each line of the input is a command, `cifar.py --save logs/a --depth 16`; a line `wait` begins a new stage,
-which starts when all runs before have ended well. What a run prints goes to logs/a.out. Stopped and started
-again, the same lines go on where they were: `--resume auto` is added to each.
+Each line of the input is a command, `cifar.py --save logs/a --depth 16`. A run waits for its teacher, if that
+is the run of an earlier line; a line `wait` begins a new stage, which starts when all runs before have ended
+well. What a run prints goes to logs/a.out. Stopped and started again, the same lines resume where they were:
+`--resume auto` is added to each.
 """
 import argparse
 import contextlib
 import fcntl
 import io
-import multiprocessing
 import os
 import shlex
 import signal
+import subprocess
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Iterable
-from multiprocessing import connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
+from tqdm import tqdm
 
 import cifar
 import imagenet
@@ -33,12 +32,19 @@ from training import checkpoint, exits, options
 from utils import InputError
 
 SCRIPTS = {'cifar.py': cifar, 'imagenet.py': imagenet}
+HERE = Path(__file__).resolve().parents[1]
+WEIGHTS = ('teacher_id', 'teacher_params', 'finetune', 'student_params')  # options that may name a run
 
 
 class Job(NamedTuple):
     """A command."""
     words: list[str]
     opt: argparse.Namespace
+    after: frozenset[str]  # folders of the runs that must have ended well before it starts
+
+    @property
+    def folder(self) -> str:
+        return os.path.abspath(self.opt.save)
 
     @property
     def out(self) -> Path:
@@ -48,6 +54,14 @@ class Job(NamedTuple):
     @property
     def command(self) -> str:
         return shlex.join(['python', *self.words])
+
+
+class Started(NamedTuple):
+    """A run that has been started."""
+    job: Job
+    place: int
+    process: subprocess.Popen
+    begun: float
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -63,19 +77,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     opt = parse(sys.argv[1:])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # runs are forks of this process, in which its threads would be missing
+    shared = {}
     if opt.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:  # runs on one CPU share its cores
-        threads = max(threads // opt.jobs, 1)
+        shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.jobs, 1))
     gpus = visible(opt.gpus)
-    stages = read(sys.stdin)
-    left = [[job for job in stage if not is_done(job)] for stage in stages]
-    n, n_left = (sum(map(len, parts)) for parts in (stages, left))
-    check_data(job for stage in left for job in stage)
-    print(f'{n - n_left} of {n} runs are done', flush=True)
-    for stage in left:
-        if status := work(stage, opt, gpus, threads):
-            sys.exit(status)
+    jobs = [job for stage in read(sys.stdin) for job in stage]
+    left = [job for job in jobs if not is_done(job)]
+    check_data(left)
+    print(f'{len(jobs) - len(left)} of {len(jobs)} runs are done', flush=True)
+    if status := work(left, len(jobs), opt, gpus, shared):
+        sys.exit(status)
 
 
 # --- before anything starts --------------------------------------------------------------------------------
@@ -83,7 +94,9 @@ def main() -> None:
 
 def read(commands: Iterable[str]) -> list[list[Job]]:
     """The stages, every command parsed as its script will do it."""
-    stages, taken = [[]], set()
+    stages: list[list[Job]] = [[]]
+    before: set[str] = set()  # folders of the stages before
+    taken: set[str] = set()
     for line in commands:
         try:
             script, *words = shlex.split(line) or ['wait']
@@ -91,6 +104,7 @@ def read(commands: Iterable[str]) -> list[list[Job]]:
             raise InputError(f'{line.strip()}: cannot be split into words ({e})') from None
         if [script, *words] == ['wait']:
             stages.append([])
+            before |= taken
             continue
         if script not in SCRIPTS:
             raise InputError(f'{line.strip()}: a line begins with {" or ".join(SCRIPTS)}, or is `wait`')
@@ -106,11 +120,17 @@ def read(commands: Iterable[str]) -> list[list[Job]]:
         folder = os.path.abspath(opt.save)
         if folder in taken:
             raise InputError(f'{opt.save} is the folder of two runs: give each its own --save')
+        stages[-1].append(Job([script, *arguments], opt, frozenset(before | named(opt) & taken)))
         taken.add(folder)
-        stages[-1].append(Job([script, *arguments], opt))
     if not taken:
         raise InputError('the input has no command: write one a line')
     return stages
+
+
+def named(opt: argparse.Namespace) -> set[str]:
+    """Folders that may be those of the runs whose weights a run begins with."""
+    names = [getattr(opt, option, '').removesuffix(f'/{checkpoint.MODEL}') for option in WEIGHTS]
+    return {os.path.abspath(path) for name in names if name for path in (name, f'logs/{name}')}
 
 
 def is_done(job: Job) -> bool:
@@ -159,45 +179,84 @@ def lines(path: Path) -> list[str]:
 # --- work --------------------------------------------------------------------------------------------------
 
 
-def work(stage: list[Job], opt: argparse.Namespace, gpus: list[str], threads: int) -> int:
-    """Run all of a stage; the largest status of those that failed, else 75 or 0.
+def work(jobs: list[Job], n: int, opt: argparse.Namespace, gpus: list[str], shared: dict[str, str]) -> int:
+    """Do all the runs that are left of n; the largest status of those that failed, else 75 or 0.
 
-    75: some were stopped by --max_hours. What runs say is told once.
+    75: some were stopped by --max_hours. What runs say is told once. `shared` is added to their environment.
     """
-    fork = multiprocessing.get_context('fork')  # else a run begins with 6 seconds of imports
-    waiting, places, running, told, worst = list(stage), list(range(opt.jobs)), {}, set(), 0
+    waiting, failed, told, worst = list(jobs), list[Job](), set[str](), 0
+    places, running, seconds = list(range(opt.jobs)), list[Started](), list[float]()
     try:
-        while waiting or running:
-            while waiting and places:
-                job, place = waiting.pop(0), places.pop(0)
-                job.out.parent.mkdir(parents=True, exist_ok=True)
-                gpu = gpus[place % len(gpus)] if gpus else None
-                process = fork.Process(target=run, args=(job, gpu, threads, os.getpid()))
-                with warnings.catch_warnings():  # of forks beside threads, which main() has left idle
-                    warnings.simplefilter('ignore', DeprecationWarning)
-                    process.start()
-                running[process.sentinel] = job, place, process, time.monotonic()
-                print(f'{job.opt.save}: started', flush=True)
-            for sentinel in connection.wait(list(running), timeout=1):
-                job, place, process, start = running.pop(sentinel)
-                process.join()
-                places.append(place)
-                status, why = ended(job, process.exitcode, time.monotonic() - start)
-                # A run that is to go on later must not hide one that has failed.
+        while True:
+            ahead = {job.folder for job in (*waiting, *failed, *(run.job for run in running))}
+            ready = [job for job in waiting if not job.after & ahead]
+            if not ready and not running:
+                break
+            for job in ready:
+                if places and (out := output(job)):
+                    waiting.remove(job)
+                    place = places.pop(0)
+                    gpu = {'CUDA_VISIBLE_DEVICES': gpus[place % len(gpus)]} if gpus else {}
+                    with out:
+                        running.append(Started(job, place, start(job, out, shared | gpu), time.monotonic()))
+                    print(f'{job.opt.save}: started', flush=True)
+            time.sleep(0.1)
+            for run in [run for run in running if run.process.poll() is not None]:
+                running.remove(run)
+                places.append(run.place)
+                seconds.append(time.monotonic() - run.begun)
+                status, why = ended(run.job, run.process.returncode, seconds[-1])
+                failed += [run.job] if status else []
+                # A run that is to resume later must not hide one that has failed.
                 worst = max(worst, status, key=lambda s: (s not in (0, os.EX_TEMPFAIL), s))
                 if why and why not in told:
                     print(why, file=sys.stderr, flush=True)
                 told.add(why)
+                lost = {job.folder for job in failed}
+                n_next = sum(not job.after & lost for job in waiting)
+                print(f'{n - len(waiting) - len(running) - len(failed)} of {n} runs are done'
+                      + time_left(seconds, n_next, running, opt.jobs), flush=True)
             if opt.parent and os.getppid() != opt.parent:
                 sys.exit(128 + signal.SIGTERM)
+        if waiting:
+            print(f'{len(waiting)} runs were not started: they wait for runs that failed', flush=True)
         return worst
     finally:
         if running:  # by Ctrl-C, SIGTERM, or an error here
-            for _, _, process, _ in running.values():
-                process.terminate()
-            for _, _, process, _ in running.values():
-                process.join()
+            for run in running:
+                run.process.terminate()
+            for run in running:
+                run.process.wait()
             print(f'runs stopped: {len(running)}; the same command goes on with them', file=sys.stderr)
+
+
+def output(job: Job) -> TextIO | None:
+    """The file for what a run prints, locked; None while a run of an earlier runner still writes there."""
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    out = open(job.out, 'a')  # noqa: SIM115
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the run ends, which has this file as well
+    except BlockingIOError:
+        out.close()
+        return None
+    return out
+
+
+def start(job: Job, out: TextIO, more: dict[str, str]) -> subprocess.Popen:
+    """Start a run as at the command line; it ends with this process."""
+    print('$', job.command, file=out, flush=True)
+    script, *arguments = job.words
+    return subprocess.Popen(
+        [sys.executable, os.path.relpath(HERE / script), *arguments], stdin=subprocess.DEVNULL, stdout=out,
+        stderr=out, env=os.environ | more | {exits.PARENT: str(os.getpid())})
+
+
+def time_left(seconds: list[float], n_waiting: int, running: list[Started], n_places: int) -> str:
+    """The time left, if each run takes the mean of those that ended and no place stays empty."""
+    mean, now = sum(seconds) / len(seconds), time.monotonic()
+    work = n_waiting * mean + sum(max(mean - (now - run.begun), 0) for run in running)
+    n = min(n_places, n_waiting + len(running))
+    return f', about {tqdm.format_interval(work / n)} left' if n else ''
 
 
 def ended(job: Job, code: int, seconds: float) -> tuple[int, str]:
@@ -215,32 +274,6 @@ def ended(job: Job, code: int, seconds: float) -> tuple[int, str]:
         result = f'test error {error:.2f} %'
     print(f'{job.opt.save}: done in {seconds:.0f} s, {result}', flush=True)
     return 0, ''
-
-
-def run(job: Job, gpu: str | None, threads: int, parent: int) -> None:
-    """A run in a process of its own, as at the command line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the runner ends its runs
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    out = os.fdopen(os.open(job.out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 'w', buffering=1)
-    fcntl.flock(out, fcntl.LOCK_EX)  # a run of a runner that was killed may be about to end
-    for n in (1, 2):
-        os.dup2(out.fileno(), n)
-    sys.stdout = sys.stderr = out
-    print('$', job.command)
-    torch.set_num_threads(threads)
-    if gpu is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = gpu
-    sys.argv = job.words
-    exits.script(SCRIPTS[job.words[0]].main)
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent is gone, since another one may start on the same folder."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(20)  # for a step that does not return
-    os._exit(128 + signal.SIGTERM)
 
 
 if __name__ == '__main__':

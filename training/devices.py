@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ import utils
 from utils import InputError, Network, Params
 
 T = TypeVar('T')
+RANKS = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # in the environment of a rank
 LOST = 3  # status of a rank that ends because another one is gone, or hangs
 WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
 MALLOPT = {'M_TRIM_THRESHOLD': -1, 'M_MMAP_MAX': -4}  # of malloc.h
@@ -62,6 +64,9 @@ def device(opt: argparse.Namespace) -> torch.device:
         return torch.device('cpu')
     local = int(os.environ.get('LOCAL_RANK', 0))
     index = numbers[local] if local < len(numbers) else local  # torchrun may start more than --ngpu says
+    if index >= (n := torch.cuda.device_count()):
+        raise InputError(f'LOCAL_RANK={local}, but this rank sees {n} CUDA devices: let CUDA_VISIBLE_DEVICES '
+                         'name those of all ranks of this machine')
     torch.cuda.set_device(index)
     torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
     if opt.deterministic:  # cuBLAS reads it when it starts
@@ -103,7 +108,7 @@ def ranks() -> int:
 
 def is_rank() -> bool:
     """Whether `launch` or torchrun started this process as a rank."""
-    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+    return os.environ.keys() >= set(RANKS)
 
 
 def is_lost(e: Exception) -> bool:
@@ -180,24 +185,64 @@ def start(opt: argparse.Namespace) -> Iterator[torch.device]:
     A rank that waits for one that hangs gives up after PyTorch's time, 10 minutes on CUDA, 30 on a CPU.
     """
     launch(opt)
+    if is_rank():
+        _check_environment(opt)
     where = device(opt)
     if not is_rank():
         yield where
         return
-    cuda = where.type == 'cuda'
-    more: dict[str, Any] = {'device_id': where} if cuda else {}
-    if os.environ.get('GROUP_WORLD_SIZE') == '1':  # torchrun, on one machine
-        # Its store still has the addresses of the ranks before a restart, which new ones would try.
-        store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
-        more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
-    else:
-        _note_of_restarts()
-    dist.init_process_group('nccl' if cuda else 'gloo', **more)
+    _meet(where)
     yield where
     # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
     # waits for their end. A rank that fails does not wait for the others at all (exits.script).
     time.sleep(0.2)
     dist.destroy_process_group()
+
+
+def _check_environment(opt: argparse.Namespace) -> None:
+    """Refuse what another launcher may have left in the environment."""
+    found = ' '.join(f'{name}={os.environ[name]}' for name in RANKS)
+    numbers = [os.environ.get(name, '0') for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'LOCAL_RANK')]
+    here = os.environ.get('LOCAL_WORLD_SIZE', os.environ['WORLD_SIZE'])
+    alone = f'; if no other launcher is in use, unset {" ".join(RANKS)}'
+    if not all(text.isdecimal() for text in numbers) or not int(numbers[0]) < int(numbers[1]):
+        raise InputError(f'{found} in the environment: RANK must count from 0 to WORLD_SIZE - 1{alone}')
+    if opt.ngpu > 1 and here != str(opt.ngpu):
+        raise InputError(f'--ngpu {opt.ngpu}, but by {found} in the environment another launcher started '
+                         f'{here}: leave out --ngpu{alone}')
+
+
+def _meet(where: torch.device) -> None:
+    """Wait for the other ranks, until a signal; whoever waits for long learns for whom."""
+    address, n = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}', os.environ['WORLD_SIZE']
+    us = f'rank {os.environ["RANK"]} (RANK, WORLD_SIZE={n} and MASTER_ADDR are in the environment)'
+    note = threading.Timer(10, print, [f'note: {us} waits at {address} for the others'], {'file': sys.stderr})
+    note.daemon = True
+    if WATCHED not in os.environ:  # else `launch` sees them all
+        note.start()
+    # PyTorch waits outside of Python, whose handlers of signals would wait with it; there is nothing to save.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)
+                if callable(signal.getsignal(number))}  # else it is ignored, as by nohup
+    cuda = where.type == 'cuda'
+    more: dict[str, Any] = {'device_id': where} if cuda else {}
+    try:
+        if os.environ.get('GROUP_WORLD_SIZE') == '1':  # torchrun, on one machine
+            # Its store still has the addresses of the ranks before a restart, which new ones would try.
+            store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
+            more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
+        else:
+            _note_of_restarts()
+        dist.init_process_group('nccl' if cuda else 'gloo', **more)
+    except (RuntimeError, ValueError) as e:
+        if is_lost(e):
+            raise
+        why = str(e).splitlines()[0]
+        raise InputError(f'{us} cannot meet the others at {address} ({why}): MASTER_ADDR and MASTER_PORT '
+                         'must be the machine of rank 0 and a free port there') from None
+    finally:
+        note.cancel()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _note_of_restarts() -> None:

@@ -3,13 +3,16 @@
     exits.script(main)     # a mistake of the user is one sentence on stderr and status 2
 """
 import contextlib
+import errno
 import importlib.metadata
+import io
 import os
 import platform
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,8 @@ import torch
 
 from training import devices
 from utils import InputError, is_out_of_memory, one_line
+
+PARENT = 'PARENT_OF_RUN'  # in the environment: the process whose end ends this one
 
 
 class Diverged(Exception):
@@ -35,15 +40,17 @@ def script(main: Callable[[], None]) -> None:
     A run that --max_hours ends has status 75, 'try again later', so that nothing goes on as if it were done;
     under torchrun, which would start it again at once, 0.
     """
+    _streams()
     signal.signal(signal.SIGTERM, _stop)
+    if parent := os.environ.pop(PARENT, None):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, _stop)
     name = Path(sys.argv[0]).name
     try:
         main()
-    except InputError as e:
-        _end(say(f'{name}: error: {e}', 2))
-    except OSError as e:
+        sys.stdout.flush()
+    except (InputError, OSError) as e:
         _end(say(f'{name}: error: {e}', 2))
     except Diverged as e:
         _end(say_once(f'{name}: {e}', 1))
@@ -76,6 +83,15 @@ def _stop(number: int, _: Any) -> None:
     sys.exit(128 + number)
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, since another one may start on the same folder."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)  # for a step that does not return
+    os._exit(128 + signal.SIGTERM)
+
+
 def _end(status: int) -> None:
     if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
         sys.stdout.flush()
@@ -83,9 +99,47 @@ def _end(status: int) -> None:
     sys.exit(status)
 
 
+# --- what it says ----------------------------------------------------------------------------------------
+
+
 def first_words(e: Exception) -> str:
     """Two lines of what torch.compile says, since the first may only announce the second."""
     return one_line(' '.join(str(e).strip().splitlines()[:2]).strip())[:200] or type(e).__name__
+
+
+class _Output(io.FileIO):
+    """The file of stdout or stderr, which does not end a run when nobody can read it any more.
+
+    The log holds all results, so a run outlives `| head -1` and its terminal. A full disk is an error on
+    stdout, once, since it may cut off the result of an evaluation.
+    """
+    broken = False
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as e:
+            told, self.broken = self.broken, True
+            if self.fileno() == 1 and not told and e.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return memoryview(content).nbytes
+
+
+def _streams() -> None:
+    """Make stdout and stderr able to take any text, at any time, also where this process has none (`>&-`)."""
+    while (free := os.open(os.devnull, os.O_RDWR)) < 3:  # else the next file, a checkpoint, would be stdout
+        pass
+    os.close(free)
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, 'r+'))  # noqa: SIM115
+        elif number and stream is getattr(sys, f'__{name}__'):
+            stream.flush()
+            buffer = io.BufferedWriter(_Output(number, 'w', closefd=False))
+            errors = 'backslashreplace' if stream.errors == 'strict' else stream.errors  # of names of files
+            by_line = number == 2 or stream.line_buffering or stream.write_through
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=by_line))
 
 
 def say(sentence: str, status: int = 0) -> int:
@@ -128,11 +182,13 @@ def resume_command(argv: list[str], saved: bool) -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit of this code (with '-dirty' where files differ from it), versions and device, for the log."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
+        # By the names of its folders: without them git takes the repository around an unpacked archive.
+        command = ['git', f'--git-dir={here / ".git"}', f'--work-tree={here}', *arguments]
         try:
-            done = subprocess.run(['git', '-C', here, *arguments], capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True)
         except OSError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None

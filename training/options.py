@@ -224,7 +224,7 @@ def check_losses(parser: Parser, opt: argparse.Namespace, teacher: str) -> None:
 
 
 def check_schedule(parser: Parser, opt: argparse.Namespace) -> None:
-    """As `check`, of the learning rate; one note where its steps never come."""
+    """As `check`, of the learning rate and beta; one note where their steps never come."""
     if 0 in opt.epoch_step:
         parser.error('--epoch_step: epochs count from 1')
     if opt.warmup and opt.warmup >= opt.epochs:
@@ -233,11 +233,14 @@ def check_schedule(parser: Parser, opt: argparse.Namespace) -> None:
         given = getattr(opt, name) != parser.get_default(name)
         if given and opt.lr_schedule != 'step' and opt.beta_decay != 'step':
             parser.error(f'--{name} has no effect with --lr_schedule {opt.lr_schedule}')
-    uses = [name for name in ('lr_schedule', 'beta_decay') if getattr(opt, name) == 'step']
-    never = opt.epoch_step and min(opt.epoch_step) > opt.epochs
+    # An empty --epoch_step is the way to ask for a constant learning rate.
+    names = ('lr_schedule', 'beta_decay') if opt.epoch_step else ('beta_decay',)
+    uses = [f'--{name} step' for name in names if getattr(opt, name) == 'step']
+    never = all(epoch > opt.epochs for epoch in opt.epoch_step)
     if uses and never and not (opt.evaluate or devices.is_rank()):
-        print(f'note: --epochs {opt.epochs} ends before the first of --epoch_step {opt.epoch_step}: '
-              f'--{uses[0]} step changes nothing; --lr_schedule linear suits a short run', file=sys.stderr)
+        print(f'note: none of --epoch_step {opt.epoch_step} is in --epochs {opt.epochs}, so '
+              f'{" and ".join(uses)} change{"s" * (len(uses) == 1)} nothing; linear suits a short run',
+              file=sys.stderr)
 
 
 def evaluated(opt: argparse.Namespace) -> str:

@@ -178,9 +178,12 @@ class Run:
                 raise InputError(f'--batch_size {self.opt.batch_size} takes more memory than there is; '
                                  f'{self.folder.last()}: give a smaller one, or share it among devices with '
                                  '--ngpu') from None
-            if isinstance(e, KeyboardInterrupt | SystemExit):
-                exits.say_once(f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; '
-                                 'go on with: ' + exits.resume_command(sys.argv, bool(self.folder.saved)))
+            if isinstance(e, OSError | KeyboardInterrupt | SystemExit):
+                then = (f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; go on with: '
+                        + exits.resume_command(sys.argv, bool(self.folder.saved)))
+                if isinstance(e, OSError):
+                    raise InputError(f'{e}; {then}') from None
+                exits.say_once(then)
         finally:
             self.folder.close()
             for part in (self.bar, self.board):
