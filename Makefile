@@ -38,7 +38,7 @@ budget: .venv/.installed-run  ## what a teacher is worth at several numbers of e
 tune: .venv/.installed-run  ## learning rate, schedule and weights of 30 epochs, on held-out images
 	$(recipe)
 
-evidence: .venv/.installed-run  ## every run behind docs/results.md; resumes where it was stopped
+evidence: .venv/.installed-run  ## every long run of docs/results.md, for days on a CPU; resumes where it was stopped
 	$(recipe)
 
 smoke: .venv/.installed-run  ## every row of every table for a few steps

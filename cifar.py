@@ -83,6 +83,8 @@ def main() -> None:
             evaluate(opt, device)
             return
 
+        folder = training.folder_of(opt)  # a new one, or what to resume from
+
         # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
         num_classes = data.CLASSES[opt.dataset]
         train_set, test_set = load(opt, device)
@@ -106,7 +108,7 @@ def main() -> None:
         h = training_step(opt, f_s, student, f_t, teacher)
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
         facts = {'num_classes': num_classes, 'teacher': networks.fields(teacher)}
-        run = training.Run(opt, student, h_test, train_loader, test_loader, facts)
+        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
         engine = Engine()

@@ -86,6 +86,8 @@ def main() -> None:
             evaluate(opt, device)
             return
 
+        folder = training.folder_of(opt)  # a new one, or what to resume from
+
         # Data: lists of image files, which --nthread processes decode and crop.
         train_set, test_set = folders.load(opt.dataset, opt.imagenetpath)
         classes, num_classes = test_set.classes, len(test_set.classes)
@@ -100,7 +102,7 @@ def main() -> None:
         # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
         torch.manual_seed(opt.seed)
         f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
-        if opt.finetune:
+        if opt.finetune and not folder.state:
             with devices.first_rank_first():
                 student = pretrained(opt.finetune, student)
         f_t: Network | None = None
@@ -117,7 +119,7 @@ def main() -> None:
         h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
         facts = {'num_classes': num_classes, 'classes': classes, 'teacher': networks.fields(teacher)}
-        run = training.Run(opt, student, h_test, train_loader, test_loader, facts, TOPK)
+        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, TOPK)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
         engine = Engine()

@@ -5,7 +5,7 @@
 SEEDS=${SEEDS:-1}
 . "$(dirname "$0")/common.sh"
 
-STUDENT_LR=0.01  # without BN 0.1 and 0.05 diverged in 60 steps at batch size 32
+STUDENT_LR=${LR:-0.01}  # without BN 0.1 and 0.05 diverged in 60 steps at batch size 32
 # The paper gives no weights of the three losses on gradients. With 1 they begin at a tenth to a
 # fifth of the cross-entropy; they are not tuned.
 L2_BETA=1

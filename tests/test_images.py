@@ -526,7 +526,8 @@ def alive(pids):
 
 
 JOB = """
-import multiprocessing, pickle, sys, torch, images
+import multiprocessing, pickle, sys, torch
+from inputs import images
 def main():
     split = pickle.load(open('split', 'rb'))
     split = split._replace(labels=torch.from_numpy(split.labels))

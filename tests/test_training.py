@@ -185,7 +185,7 @@ class Regression:
 
     def run(self):
         utils.trainable(self.params)
-        train(training.Run(self.opt, self.params, torch.no_grad()(self.h), self.loader(),
+        train(training.Run(self.opt, Folder(self.opt), self.params, torch.no_grad()(self.h), self.loader(),
                            data.Loader(self.test_set, 500), {'num_classes': 3}), self.h)
         return {k: t.detach().numpy() for k, t in self.params.items()}
 
@@ -277,8 +277,8 @@ def test_linear_schedule_with_warm_up_batch_by_batch(tmp_path):
     (['--lr_schedule', 'linear', '--warmup', '0.25'], 0.05 * (0.5 / 3) / 0.25, 0.05 * (0.5 / 3) / 2.75)])
 def test_rate_of_the_first_and_last_batch(tmp_path, arguments, first, last):
     run = Regression(tmp_path / 'run', *ARGUMENTS[:6], *arguments)
-    made = training.Run(run.opt, utils.trainable(run.params), run.h, run.loader(), run.loader(),
-                        {'num_classes': 3})
+    made = training.Run(run.opt, Folder(run.opt), utils.trainable(run.params), run.h, run.loader(),
+                        run.loader(), {'num_classes': 3})
     for epoch, batch, expected in ((1, 0, first), (3, 2, last)):
         made.set_lr({'sample': Sample(None, None, epoch, batch)})
         assert [group['lr'] for group in made.optimizer.param_groups] == [pytest.approx(expected)]
@@ -735,7 +735,7 @@ def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
     utils.trainable(student)
     loader = Watched(pictures(72, 0, device=where), 16, seed=1, pad=4)
     loader.first = 4 if more else 1
-    train(training.Run(opt, student, evaluation_step(f_s, student, dtype), loader,
+    train(training.Run(opt, Folder(opt), student, evaluation_step(f_s, student, dtype), loader,
                        data.Loader(pictures(20, 1, device=where), 16), {'num_classes': 10}),
           training_step(opt, f_s, student, f_t, teacher))
     log = log_of(tmp_path / 'run')

@@ -1,12 +1,12 @@
 """One run: its folder, optimizer, meters and log, and the trained networks that it starts from.
 
-    run = training.Run(opt, student, h_test, train_loader, test_loader, facts)
+    run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts)
     engine.hooks['on_start'] = run.start
     with run:
         engine.train(h, train_loader, opt.epochs, run.optimizer)
 """
 from training.meters import Meters, evaluate, n_damaged
 from training.run import Run, sgd
-from training.trained import load, load_teacher
+from training.trained import folder_of, load, load_teacher
 
-__all__ = ['Meters', 'Run', 'evaluate', 'load', 'load_teacher', 'n_damaged', 'sgd']
+__all__ = ['Meters', 'Run', 'evaluate', 'folder_of', 'load', 'load_teacher', 'n_damaged', 'sgd']

@@ -190,10 +190,10 @@ class Folder:
             # By their text, since a stranger's file may hold values of any kind.
             if (name, value) in UNDECIDED or name not in before or repr(before[name]) == repr(value):
                 continue
-            if name in ('model', 'depth', 'width', 'dataset', 'freeze') or name == 'finetune' and not (
-                    before[name] and value):
+            fixed = name in ('model', 'depth', 'width', 'dataset', 'val_images', 'freeze')
+            if fixed or name == 'finetune' and not (before[name] and value):
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
-            if name not in ('save', 'teacher', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
+            if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
                             'ngpu', 'nthread', 'max_hours', 'tensorboard'):
                 print(one_line(f'note: the run goes on with --{name} {value}; it began with {before[name]}'),
                       file=sys.stderr)

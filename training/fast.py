@@ -6,20 +6,21 @@ import torch
 import method
 from training import exits
 
-COMPILED_FROM = 3000  # steps: on 2 cores compiling takes 20 to 60 s, and saves about 15 ms of an AT step
+COMPILED_FROM = 3000  # steps: compiling takes 14 to 60 s, and saves 15 to 28 ms of an AT step
 
 
 def chosen(opt: argparse.Namespace, device: torch.device, steps: int) -> argparse.Namespace:
     """The options of a run of this many steps, with what --fast chooses; what the user gave stays.
 
     bfloat16 where the device computes in it; compiled where that saves time, the run is long enough to pay
-    for it and a compiler works. Rank 0 prints the choice.
+    for it and a compiler works. Rank 0 prints the choice. Without steps it is an evaluation.
     """
     if not opt.fast:
         return opt
     dtype = opt.dtype or ('bfloat16' if has_bfloat16(device) else 'float')
     why_not = '' if opt.compile else why_not_compiled(opt, device, steps)
-    exits.print_first(f'fast: {dtype}, ' + (f'not compiled ({why_not})' if why_not else 'compiled'))
+    compiled = f'not compiled ({why_not})' if why_not else 'compiled'
+    exits.print_first(f'fast: {dtype}' + (f', {compiled}' if steps else ''))
     return argparse.Namespace(**vars(opt) | {'dtype': dtype, 'compile': not why_not})
 
 

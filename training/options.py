@@ -184,9 +184,9 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
         parser.error('--student_params is for --evaluate; to go on with a run, add --resume')
     if not opt.evaluate and not opt.save:
         parser.error('a run needs a folder: add --save logs/NAME')
-    for name in ('max_hours', 'tensorboard'):
+    for name in ('max_hours', 'tensorboard', 'compile'):
         if opt.evaluate and getattr(opt, name):
-            parser.error(f'--{name} is for training: leave it out beside --evaluate')
+            parser.error(f'--{name} is for training: leave it out with --evaluate')
     if opt.tensorboard and not importlib.util.find_spec('tensorboard'):
         parser.error('--tensorboard needs a package that is not installed: pip install tensorboard')
     if opt.fast and opt.deterministic and devices.cuda_devices(opt):

@@ -26,13 +26,13 @@ class Run:
     """All epochs that are left of a run; after each, a checkpoint and a line of the log. Rank 0 alone writes.
 
     `student` holds the adaptors of full-activation transfer too; it takes the values of the checkpoint to
-    resume from, if there is one. `facts` are logged with the options. Accuracies are top-k of all `topk`.
+    resume from, if `folder` has one. `facts` are logged with the options. Accuracies are top-k of all `topk`.
     """
 
-    def __init__(self, opt: argparse.Namespace, student: Params, h_test: Function, train_loader: Loader,
-                 test_loader: Loader, facts: dict[str, Any], topk: tuple[int, ...] = (1,)) -> None:
-        self.opt, self.h_test, self.topk = opt, h_test, topk
-        self.folder = devices.of_first_rank(lambda: Folder(opt))  # other machines may not have its files
+    def __init__(self, opt: argparse.Namespace, folder: Folder, student: Params, h_test: Function,
+                 train_loader: Loader, test_loader: Loader, facts: dict[str, Any],
+                 topk: tuple[int, ...] = (1,)) -> None:
+        self.opt, self.folder, self.h_test, self.topk = opt, folder, h_test, topk
         self.train_loader, self.test_loader, self.device = train_loader, test_loader, train_loader.device
         self.adaptors = {name: t for name, t in student.items() if name.startswith(method.ADAPTOR)}
         self.student = {name: t for name, t in student.items() if name not in self.adaptors}

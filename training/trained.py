@@ -1,4 +1,4 @@
-"""Trained networks that a script starts from: what it evaluates, and the teacher."""
+"""What a script starts from: trained networks to evaluate or to learn from, and the folder of the run."""
 import argparse
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import method
 import resnet
 from inputs import folders
 from training import checkpoint, devices, exits
+from training.checkpoint import Folder
 from utils import InputError, Network, Params
 from weights import networks
 
@@ -41,3 +42,8 @@ def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
                          f'many, or leave out --{compared[0]}')
     f, params = networks.network(resnet.fold(params))
     return f, devices.to_device(params, where)
+
+
+def folder_of(opt: argparse.Namespace) -> Folder:
+    """The folder of the run; other machines than that of rank 0 may not have its files."""
+    return devices.of_first_rank(lambda: Folder(opt))

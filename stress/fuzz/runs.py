@@ -69,7 +69,7 @@ def go_on(opt: argparse.Namespace, hints: dict[str, torch.Tensor]) -> None:
     params = {name: torch.zeros(shape) for name, shape in shapes().items()} | hints
     trained = utils.trainable(params)
     loader = data.Loader(data.Images(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1)), 1)
-    run = training.Run(opt, params, None, loader, loader, {'num_classes': CLASSES})
+    run = training.Run(opt, checkpoint.Folder(opt), params, None, loader, loader, {'num_classes': CLASSES})
     for t in trained.values():
         t.grad = torch.zeros_like(t)
     run.optimizer.step()
