@@ -254,7 +254,7 @@ def free(path):
     return True
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -274,7 +274,7 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
     with runner(tmp_path, lines) as process:
         until(at_work)
         process.terminate()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
     assert free(out)  # it was waited for
     assert re.search('go on with: python [^ ]*cifar.py --save run', out.read_text())
