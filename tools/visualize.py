@@ -116,7 +116,7 @@ OPACITY = 0.6  # of a map over a picture
 # column of labels, margin
 PANEL, LARGE, GAP, BETWEEN, LABELS, MARGIN = 1.6, 2.2, 0.06, 0.3, 1.15, 0.25
 TOP, HEAD, BOTTOM = 1.15, 0.58, 0.85  # title and names, head of a photo's block, colour bar
-SUBTITLE = 0.35
+SUBTITLE = 0.25
 RIGHT, WRONG = ('\N{CHECK MARK}', '#1a6e3c'), ('\N{BALLOT X}', '#b3261e')  # a guess where the truth is known
 
 
