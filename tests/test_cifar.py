@@ -269,6 +269,7 @@ def test_a_line_that_a_kill_left_out_of_the_log_is_added(home, tmp_path, lines):
 def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
     """Errors of the log and of --evaluate are theirs, whatever the seed; no test image is looked at."""
     load = shapes.load
+    monkeypatch.setattr(shapes, 'N_TRAIN', N_TRAIN)
     monkeypatch.setattr(shapes, 'load', lambda train, first=None: (
         load(train, first=first) if train else (np.zeros((0, 32, 32, 3), np.uint8), [])))
     command = [*SMALL, '--max_images', 120, '--val_images', 31]
@@ -473,7 +474,7 @@ MISTAKES = {
     'more images held out than taken': ([*NEW, '--max_images', '40', '--val_images', '41'],
                                         '--val_images 41'),
     'held out of a finished run': (['--save', 'logs/teacher', '--resume', 'auto', '--epochs', '3',
-                                    '--val_images', '1000'], '--val_images 1000'),
+                                    '--val_images', '1000'], 'val_images'),
     'infinite lr': ([*NEW, '--lr', 'inf'], '--lr'),
     'wide border': ([*NEW, '--randomcrop_pad', '32'], '--randomcrop_pad'),
     'unknown data set': ([*NEW, '--dataset', 'MNIST'], 'MNIST'),
