@@ -227,7 +227,7 @@ def test_pruned():
     for mask, name in ((block.conv0_mask, 'group1.block0.conv0'), (module.conv0_mask, 'conv0')):
         params[name] = params[name] * mask
     trained = utils.trainable({name: t.detach() for name, t in params.items()})
-    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optimizer = torch.optim.SGD(module.parameters(), 1)
     for _ in range(2):
         torch.testing.assert_close(module.eval()(x), f(x, params | trained, False))
         optimizer.zero_grad()
@@ -236,7 +236,7 @@ def test_pruned():
         loss = F.cross_entropy(f(x, params | trained, False)[0], labels)
         grads = torch.autograd.grad(loss, trained.values())
         masks = {'conv0': module.conv0_mask, 'group1.block0.conv0': block.conv0_mask}
-        trained = {name: (t - 0.1 * g * masks.get(name, 1)).detach().requires_grad_()
+        trained = {name: (t - g * masks.get(name, 1)).detach().requires_grad_()
                    for (name, t), g in zip(trained.items(), grads, strict=True)}
     prune.remove(block, 'conv0')
     prune.remove(module, 'conv0')
