@@ -21,7 +21,7 @@ import torch
 from torchnet.engine import Engine
 
 import training
-from training import exits
+from training import devices, exits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # One, since two files of tests run at once: with two each on two cores they took a quarter longer.
 THREADS = 1
 torch.set_num_threads(THREADS)
+
+# Freed memory that is kept stays with the process: here with the tests that come after.
+KEEP_FREED_MEMORY = devices.keep_freed_memory
+devices.keep_freed_memory = lambda: None
 
 # The same examples in every run, and no deadline, which a busy machine would miss.
 hypothesis.settings.register_profile('repeatable', derandomize=True, deadline=None)

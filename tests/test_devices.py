@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import ROOT, log_of
+from conftest import KEEP_FREED_MEMORY, ROOT, log_of
 from test_cifar import N_TEST, N_TRAIN, SMALL, small  # noqa: F401
 
 import cifar
@@ -495,7 +495,7 @@ def test_freed_memory_is_kept():
 def test_other_allocators_are_left_alone(monkeypatch, libc):
     monkeypatch.setattr(platform, 'libc_ver', lambda: (libc, ''))
     monkeypatch.setattr(devices.ctypes, 'CDLL', None)  # not to be called
-    devices.keep_freed_memory()
+    KEEP_FREED_MEMORY()
 
 
 def test_memory_is_kept_on_a_cpu_only(monkeypatch):

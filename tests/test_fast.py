@@ -185,7 +185,7 @@ def test_evaluation_is_not_compiled(folder, monkeypatch, capsys):
     done = call(*SMALL[:2], '--device', 'cpu', '--fast', '--evaluate', '--student_params', 'teacher.pth',
                 cwd=folder)
     assert (done.status, done.err) == (0, '')
-    assert [line for line in done.out.splitlines() if line.startswith('fast: ')][0].count('not compiled') == 1
+    assert [line for line in done.out.splitlines() if 'fast' in line] in (['fast: float'], ['fast: bfloat16'])
 
 
 # --- at the command line -----------------------------------------------------------------------------------

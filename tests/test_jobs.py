@@ -91,8 +91,8 @@ def test_one_after_the_other(order):
     assert (done.status, done.err) == (0, '')
     assert list(events) == ['a', 'b', 'c'] and most_at_once(events) == 1
     assert {(gpu, threads) for gpu, threads, *_ in events.values()} == {(None, None)}
-    assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: done in \d+ s, test error 8.77 %\n){3}',
-                        done.out)
+    assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: done in \d+ s, test error 8.77 %\n'
+                        r'\d of 3 runs are done(?:, about [\d:]+ left)?\n){3}', done.out)
 
 
 def test_stages_wait_for_all_before(order):

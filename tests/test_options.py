@@ -434,7 +434,7 @@ def test_schedules_that_work(capsys):
 def test_steps_that_never_come_are_noted(capsys, monkeypatch):
     cifar.parse([*RUN, '--epochs', '30'])
     err = capsys.readouterr().err
-    assert err.startswith('note: --epochs 30') and err.count('\n') == 1
+    assert err.startswith('note: ') and '--epochs 30' in err and err.count('\n') == 1
     cifar.parse([*RUN, '--epochs', '30', '--lr_schedule', 'linear'])
     cifar.parse(['--evaluate', *RUN, '--epochs', '30'])
     for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
