@@ -22,8 +22,8 @@ def execute():
     """The notebook with new outputs, from a kernel that starts in the repository."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
-        notebook, timeout=300, kernel_name='python3', record_timing=False, coalesce_streams=True,
-        resources={'metadata': {'path': str(ROOT)}})
+        notebook, timeout=300, startup_timeout=300, kernel_name='python3', record_timing=False,
+        coalesce_streams=True, resources={'metadata': {'path': str(ROOT)}})
     environment = {name: value for name, value in os.environ.items() if name != 'PHOTO'}
     client.execute(env=environment)
     return notebook
