@@ -39,7 +39,7 @@ def decode(content: bytes) -> Tensor:
     Damaged: no image or part of one, MAX_PIXELS, or pixels whose white is not known, since they would be
     black or white all over. MemoryError and OSError: the machine is what fails, damaged or not.
     """
-    n_pixels = 0
+    n_pixels = MAX_PIXELS // 2  # until the header is read; a WebP takes 8 bytes for each pixel before that
     if content.startswith(PNG):
         content = _pixel_chunks(content)
     try:
