@@ -1,37 +1,25 @@
-"""What all tests share: `make test`, or `python -m pytest tests/test_utils.py -k name`."""
+"""Settings and fixtures of all tests: `make test`, or `python -m pytest tests/test_utils.py -k name`."""
 
 import os
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch is imported; else threads spin
 
-import contextlib
-import io
-import json
-import shlex
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import hypothesis
 import pytest
 import torch
-from torchnet.engine import Engine
 
-import training
-from training import devices, exits
+from helpers import N_TEST, N_TRAIN, ROOT, SMALL, THREADS, call_cifar
+from report_logs import write_demo
+from training import devices
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# The order of a sum on the CPU depends on the number of threads: the same everywhere, here and in run_script.
-# One, since two files of tests run at once: with two each on two cores they took a quarter longer.
-THREADS = 1
 torch.set_num_threads(THREADS)
 
 # Freed memory that is kept stays with the process: here with the tests that come after.
-KEEP_FREED_MEMORY = devices.keep_freed_memory
 devices.keep_freed_memory = lambda: None
 
 # The same examples in every run, and no deadline, which a busy machine would miss.
@@ -71,62 +59,6 @@ def shared() -> Path:
     return folder
 
 
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def errors(self) -> list[str]:
-        """What stderr says beside notes."""
-        return [line for line in self.err.splitlines() if not line.startswith('note: ')]
-
-
-def call(script, *arguments, cwd) -> Done:
-    """A script's module within this process, as at a command line: a start of Python costs seconds."""
-    status, out, err = 0, io.StringIO(), io.StringIO()
-    name, handler = f'{script.__name__}.py', signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), \
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        warnings.simplefilter('default')  # as at a command line: a warning is a line on stderr
-        patch.setattr(warnings, 'showwarning', lambda message, *_: print(f'warning: {message}', file=err))
-        patch.chdir(cwd)
-        patch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        try:
-            exits.script(script.main)
-        except SystemExit as e:
-            status = e.code
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-    print(f'$ {name} {shlex.join(map(str, arguments))}\n{out.getvalue()}{err.getvalue()}')
-    return Done(status, out.getvalue(), err.getvalue())
-
-
-def train(run: training.Run, h) -> None:
-    """The loop of the training scripts."""
-    engine = Engine()
-    engine.hooks = {'on_start': run.start, 'on_start_epoch': run.start_epoch, 'on_sample': run.set_lr,
-                    'on_forward': run.measure, 'on_end_epoch': run.end_epoch}
-    with run:
-        engine.train(h, run.train_loader, run.opt.epochs, run.optimizer)
-
-
-def strictly(line: str) -> dict:
-    def refuse(constant):
-        raise AssertionError(f'{constant} is no JSON')
-    return json.loads(line, parse_constant=refuse)
-
-
-def log_of(folder: Path) -> list[dict]:
-    return [strictly(line) for line in (folder / 'log.txt').read_text().splitlines()]
-
-
-def listing(folder: Path) -> dict:
-    """Everything in a folder but its lock, to see that nothing has changed."""
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
-            for p in folder.rglob('*') if p.name != '.lock'}
-
-
 @pytest.fixture
 def run_script(tmp_path):
     """Start a script as a user does: `run_script('cifar.py', '--depth', 16)`, or 'tools.report'."""
@@ -153,3 +85,27 @@ def run_script(tmp_path):
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory) -> str:
+    """PYTHONPATH that makes the data set small in a process of its own."""
+    folder = tmp_path_factory.mktemp('small')
+    (folder / 'sitecustomize.py').write_text(
+        f'from inputs import shapes\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n')
+    return os.pathsep.join([str(folder), str(ROOT)])
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory) -> Path:
+    """A user's folder with a teacher under logs/, trained for two epochs. No test changes it."""
+    folder = tmp_path_factory.mktemp('home')
+    done = call_cifar(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, cwd=folder)
+    assert (done.status, done.err) == (0, '')
+    return folder
+
+
+@pytest.fixture
+def demo(tmp_path) -> Path:
+    """Logs of three seeds: a teacher, and its students alone, by KD and by AT."""
+    return write_demo(tmp_path / 'logs')

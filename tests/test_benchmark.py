@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from conftest import call, strictly
 from torchnet.engine import Engine
 
 import method
+from helpers import call, strictly
 from inputs import cifar as data
 from inputs import images, shapes
 from tools import benchmark

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import call, strictly
 
 import cifar
 import resnet
+from helpers import call, strictly
 from inputs import cifar as data
 from tools import benchmark
 from tools.benchmark import accuracy

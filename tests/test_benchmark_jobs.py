@@ -3,9 +3,9 @@ import os
 import shlex
 
 import pytest
-from conftest import call, strictly
 
 import cifar as script
+from helpers import call, strictly
 from tools import benchmark
 from tools.benchmark import jobs
 

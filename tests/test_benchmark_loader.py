@@ -1,9 +1,9 @@
 """The benchmark of loaders: both sides make the same of an image; workers, GPUs, refusals."""
 import pytest
 import torch
-from conftest import call, strictly
 from PIL import Image
 
+from helpers import call, strictly
 from inputs import images
 from tools import benchmark
 from tools.benchmark import loader

@@ -1,13 +1,11 @@
 """Files of a run: whole at every moment, harmless to read, strict JSON; and the folder that keeps them."""
 import argparse
-import contextlib
 import errno
 import json
 import math
 import os
 import pickle
 import random
-import resource
 import subprocess
 import sys
 import textwrap
@@ -15,22 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
+from helpers import ROOT, Payload, disk_of
 from training import checkpoint
 from training.checkpoint import Folder, read, read_log, write, write_atomically, write_log
 from utils import InputError
-
-
-@contextlib.contextmanager
-def disk_of(n_bytes: int):
-    """Writing past n_bytes of a file fails, as on a full disk (Python ignores SIGXFSZ by itself)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def some_state() -> dict:
@@ -175,16 +162,6 @@ def test_flipped_bytes_end_in_one_kind_of_error(tmp_path):
     assert refused >= {0, 1, 2, 3}  # the signature of a zip file
     assert refused >= set(range(len(whole) - 22, len(whole) - 18))  # and that of its table's end
     assert len(refused) > 200
-
-
-class Payload:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.write_text, (self.path, 'payload ran')
 
 
 @pytest.mark.parametrize('saved_by', ['pickle', 'torch', 'torch, old format', 'within a checkpoint'])

@@ -15,58 +15,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, THREADS, Done, listing, log_of
 
 import cifar
 import resnet
+from helpers import N_TRAIN, ROOT, SMALL, call_cifar, listing, log_of
 from inputs import cifar as data
 from inputs import shapes
 from training import checkpoint
 from weights import tensors
-
-SMALL = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '64',
-         '--epoch_step', '[]', '--device', 'cpu']
-N_TRAIN, N_TEST = 192, 100  # in place of 10,000 and 4,000
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """On networks this small two threads only wait for each other."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
-
-
-def call(*arguments, cwd) -> Done:
-    """The script on a small data set, within this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, 'N_TRAIN', N_TRAIN)
-        patch.setattr(shapes, 'N_TEST', N_TEST)
-        return conftest.call(cifar, *arguments, cwd=cwd)
-
-
-@pytest.fixture(scope='session')
-def small(tmp_path_factory) -> str:
-    """PYTHONPATH that makes the data set small in a process of its own."""
-    folder = tmp_path_factory.mktemp('small')
-    (folder / 'sitecustomize.py').write_text(
-        f'from inputs import shapes\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n')
-    return os.pathsep.join([str(folder), str(ROOT)])
-
-
-@pytest.fixture(scope='session')
-def home(tmp_path_factory) -> Path:
-    """A user's folder with a teacher under logs/, trained for two epochs. No test changes it."""
-    folder = tmp_path_factory.mktemp('home')
-    done = call(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, cwd=folder)
-    assert (done.status, done.err) == (0, '')
-    return folder
-
 
 # --- runs and their teachers -----------------------------------------------------------------------------
 
@@ -118,11 +78,12 @@ def test_a_teacher_at_an_address(home, tmp_path, monkeypatch):
     """It is downloaded as --student_params is, and its data set is known there too."""
     monkeypatch.setattr(tensors, '_download', lambda *_: home / 'logs' / 'teacher' / 'model.pt7')
     address = 'http://localhost/~me/teacher.pt7'
-    done = call(*SMALL, '--save', 'x', '--epochs', 1, '--teacher_id', address, '--beta', 1e3, cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'x', '--epochs', 1, '--teacher_id', address, '--beta', 1e3,
+                      cwd=tmp_path)
     assert (done.status, done.err) == (0, '') and f'{address}: WRN-' in done.out
     assert log_of(tmp_path / 'x')[-1]['teacher_id'] == address
-    done = call('--evaluate', '--student_params', address, '--dataset', 'CIFAR10', '--device', 'cpu',
-                cwd=tmp_path)
+    done = call_cifar('--evaluate', '--student_params', address, '--dataset', 'CIFAR10', '--device', 'cpu',
+                      cwd=tmp_path)
     assert done.status == 2 and len(done.errors) == 1 and 'shapes, not on CIFAR10' in done.err
 
 
@@ -131,15 +92,15 @@ def test_teacher_in_each_form_gives_the_same_run(home, tmp_path):
     (tmp_path / 'logs').symlink_to(home / 'logs')
     run, losses = home / 'logs' / 'teacher', []
     for i, teacher in enumerate(('teacher', 'logs/teacher', run, run / 'model.pt7', 'teacher/model.pt7')):
-        done = call(*SMALL, '--save', f'student{i}', '--epochs', 1, '--teacher_id', teacher, '--beta', 1e3,
-                    cwd=tmp_path)
+        done = call_cifar(*SMALL, '--save', f'student{i}', '--epochs', 1, '--teacher_id', teacher, '--beta',
+                          1e3, cwd=tmp_path)
         assert (done.status, done.err) == (0, '')
         record = log_of(tmp_path / f'student{i}')[-1]
         losses.append((record['train_loss'], record['at_losses'], record['test_loss']))
     assert len(losses) == 5 and all(x == losses[0] for x in losses)
     # and a student teaches the next
-    done = call(*SMALL, '--save', 'next', '--epochs', 1, '--teacher_id', 'student0', '--beta', 1e3,
-                cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'next', '--epochs', 1, '--teacher_id', 'student0', '--beta', 1e3,
+                      cwd=tmp_path)
     assert (done.status, done.err) == (0, '')
     assert log_of(tmp_path / 'next')[-1]['at_losses'] != losses[0][1]
 
@@ -148,7 +109,7 @@ def test_evaluate_prints_what_the_log_says(home):
     before, last = listing(home), log_of(home / 'logs' / 'teacher')[-1]
     for arguments in (['--save', 'logs/teacher'], ['--resume', 'logs/teacher/model.pt7'],
                       ['--resume', 'logs/teacher'], ['--save', 'logs/teacher', '--resume', 'auto']):
-        done = call(*SMALL, '--evaluate', *arguments, cwd=home)
+        done = call_cifar(*SMALL, '--evaluate', *arguments, cwd=home)
         assert (done.status, done.err) == (0, '')
         loss, acc, error = re.search(r'loss ([\d.]+) accuracy ([\d.]+) error ([\d.]+)$', done.out).groups()
         assert (loss, acc) == (f'{last["test_loss"]:.4f}', f'{last["test_acc"]:.2f}')
@@ -179,19 +140,19 @@ def test_a_run_of_the_published_code_teaches_and_is_evaluated(home, tmp_path, pr
     params = checkpoint.read(home / 'logs' / 'teacher' / 'model.pt7')['params']
     run = published_run(tmp_path / 'logs' / 'old', params, prefixed)
     assert 'NaN' in (run / 'log.txt').read_text()
-    ours = call(*SMALL, '--evaluate', '--save', home / 'logs' / 'teacher', cwd=tmp_path)
-    done = call(*SMALL, '--evaluate', '--save', 'logs/old', cwd=tmp_path)
+    ours = call_cifar(*SMALL, '--evaluate', '--save', home / 'logs' / 'teacher', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--evaluate', '--save', 'logs/old', cwd=tmp_path)
     assert (done.status, done.err) == (0, '')
     assert done.out.replace('logs/old', str(home / 'logs' / 'teacher')) == ours.out != ''
     losses = []
     for i, teacher in enumerate(('old', 'logs/old/model.pt7', home / 'logs' / 'teacher')):
-        done = call(*SMALL, '--save', f's{i}', '--epochs', 1, '--teacher_id', teacher, '--alpha', 0.9,
-                    cwd=tmp_path)
+        done = call_cifar(*SMALL, '--save', f's{i}', '--epochs', 1, '--teacher_id', teacher, '--alpha', 0.9,
+                          cwd=tmp_path)
         assert (done.status, done.err) == (0, '')
         losses.append(log_of(tmp_path / f's{i}')[0]['train_loss'])
     assert losses[0] == losses[1] == losses[2]
     before = listing(tmp_path)
-    done = call(*SMALL, '--save', 'logs/old', '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'logs/old', '--resume', 'auto', cwd=tmp_path)
     assert done.status == 2 and len(done.errors) == 1 and 'can teach' in done.err
     assert listing(tmp_path) == before
 
@@ -202,7 +163,7 @@ def test_a_run_of_any_width_is_evaluated_teaches_and_goes_on(tmp_path, width):
     for more in ([*arguments, '--save', 'wide', '--epochs', 1], [*arguments, '--save', 'wide', '--evaluate'],
                  [*arguments, '--save', 'wide', '--epochs', 2, '--resume', 'auto'],
                  [*SMALL, '--save', 'student', '--epochs', 1, '--teacher_id', 'wide', '--alpha', 1]):
-        assert call(*more, cwd=tmp_path).status == 0
+        assert call_cifar(*more, cwd=tmp_path).status == 0
 
 
 def test_adaptors_stay_with_their_run(home, tmp_path):
@@ -210,13 +171,13 @@ def test_adaptors_stay_with_their_run(home, tmp_path):
     _, teacher = resnet.wide_resnet(10, 0.5, 10)
     torch.save(teacher, tmp_path / 'wide.pth')
     hint = [*SMALL, '--teacher_id', 'wide.pth', '--hint_beta', 100, '--beta_decay', 'linear']
-    assert call(*hint, '--save', 'whole', '--epochs', 2, cwd=tmp_path).status == 0
+    assert call_cifar(*hint, '--save', 'whole', '--epochs', 2, cwd=tmp_path).status == 0
     # The law of decay knows the number of epochs: the run is cut short after the first.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Folder, 'save', stop_after(checkpoint.Folder.save))
-        assert call(*hint, '--save', 'run', '--epochs', 2, cwd=tmp_path).status == 128 + signal.SIGINT
+        assert call_cifar(*hint, '--save', 'run', '--epochs', 2, cwd=tmp_path).status == 128 + signal.SIGINT
     first = checkpoint.read(tmp_path / 'run' / 'model.pt7')
-    assert call(*hint, '--save', 'run', '--epochs', 2, '--resume', 'auto', cwd=tmp_path).status == 0
+    assert call_cifar(*hint, '--save', 'run', '--epochs', 2, '--resume', 'auto', cwd=tmp_path).status == 0
     whole, run = (checkpoint.read(tmp_path / name / 'model.pt7') for name in ('whole', 'run'))
     assert {name: tuple(t.shape) for name, t in run['adaptors'].items()} == {
         'adaptor0': (8, 4, 1, 1), 'adaptor1': (16, 8, 1, 1), 'adaptor2': (32, 16, 1, 1)}
@@ -230,10 +191,10 @@ def test_adaptors_stay_with_their_run(home, tmp_path):
 
     for wrong in (None, {}, {'adaptor0': 3}, run['adaptors'] | {'adaptor0': torch.ones(9, 4, 1, 1)}):
         checkpoint.write(tmp_path / 'run' / 'model.pt7', run | {'adaptors': wrong})
-        done = call(*hint, '--save', 'run', '--epochs', 3, '--resume', 'auto', cwd=tmp_path)
+        done = call_cifar(*hint, '--save', 'run', '--epochs', 3, '--resume', 'auto', cwd=tmp_path)
         assert done.status == 2 and len(done.errors) == 1 and 'lacks the adaptors' in done.errors[0]
     assert len(log_of(tmp_path / 'run')) == 2
-    done = call(*SMALL, '--evaluate', '--student_params', 'run', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--evaluate', '--student_params', 'run', cwd=tmp_path)
     assert done.status == 0 and f'error {100 - record["test_acc"]:.2f}' in done.out
 
 
@@ -246,7 +207,8 @@ def stop_after(save):
 
 def test_resume_auto_on_a_finished_run_does_nothing(home):
     before = listing(home)
-    done = call(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', cwd=home)
+    done = call_cifar(*SMALL, '--save', 'logs/teacher', '--epochs', 2, '--lr', 0.05, '--resume', 'auto',
+                      cwd=home)
     assert (done.status, done.out) == (0, '')
     assert 'all 2 epochs are done' in done.err
     assert listing(home) == before
@@ -259,7 +221,7 @@ def test_a_line_that_a_kill_left_out_of_the_log_is_added(home, tmp_path, lines):
     log = tmp_path / 'run' / 'log.txt'
     first, second = log.read_text().splitlines(keepends=True)
     log.write_text(first * lines)
-    done = call(*SMALL, '--save', 'run', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--epochs', 2, '--lr', 0.05, '--resume', 'auto', cwd=tmp_path)
     assert done.status == 0 and log.read_text() == first * lines + second
 
 
@@ -274,7 +236,7 @@ def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
         load(train, first=first) if train else (np.zeros((0, 32, 32, 3), np.uint8), [])))
     command = [*SMALL, '--max_images', 120, '--val_images', 31]
     for seed in (1, 2):
-        done = call(*command, '--save', f'run{seed}', '--epochs', 1, '--seed', seed, cwd=tmp_path)
+        done = call_cifar(*command, '--save', f'run{seed}', '--epochs', 1, '--seed', seed, cwd=tmp_path)
         assert (done.status, done.err) == (0, '')
         record, = log_of(tmp_path / f'run{seed}')
         assert (record['val_images'], record['max_images']) == (31, 120)
@@ -287,7 +249,7 @@ def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
         assert record['test_loss'] == pytest.approx(F.cross_entropy(y, labels[held]).item(), rel=1e-5)
         right = 100 * (y.argmax(1) == labels[held]).double().mean().item()
         assert record['test_acc'] == pytest.approx(right)
-        done = call(*command, '--evaluate', '--save', f'run{seed}', cwd=tmp_path)
+        done = call_cifar(*command, '--evaluate', '--save', f'run{seed}', cwd=tmp_path)
         assert f'test loss {record["test_loss"]:.4f} accuracy {right:.2f}' in done.out
 
 
@@ -347,8 +309,9 @@ def test_full_disk_while_saving(home, tmp_path):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard[1]))
     try:
-        done = call(*SMALL, '--save', 'run', '--epochs', 4, '--resume', 'auto', '--lr', 0.05, cwd=tmp_path)
-        fresh = call(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
+        done = call_cifar(*SMALL, '--save', 'run', '--epochs', 4, '--resume', 'auto', '--lr', 0.05,
+                          cwd=tmp_path)
+        fresh = call_cifar(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, hard)
     for result, epoch, then in ((done, 3, '--resume auto'), (fresh, 1, 'same command again')):
@@ -357,34 +320,34 @@ def test_full_disk_while_saving(home, tmp_path):
     assert (tmp_path / 'run' / 'model.pt7').read_bytes() == before
     assert 'model.pt7 holds epoch 2' in done.err and 'no checkpoint' in fresh.err
     assert not list(tmp_path.rglob('*.tmp'))
-    again = call(*SMALL, '--save', 'run', '--epochs', 3, '--resume', 'auto', '--lr', 0.05, cwd=tmp_path)
+    again = call_cifar(*SMALL, '--save', 'run', '--epochs', 3, '--resume', 'auto', '--lr', 0.05, cwd=tmp_path)
     assert again.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]
-    again = call(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
+    again = call_cifar(*SMALL, '--save', 'fresh', '--epochs', 1, cwd=tmp_path)
     assert again.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'fresh')] == [1]
 
 
 def test_divergence(home, tmp_path):
-    done = call(*SMALL, '--save', 'new', '--lr', 1e30, '--epochs', 3, cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'new', '--lr', 1e30, '--epochs', 3, cwd=tmp_path)
     assert done.status == 1 and len(done.errors) == 1
     assert 'epoch 1' in done.err and 'no checkpoint' in done.err and '--lr' in done.err
     assert os.listdir(tmp_path / 'new') == ['.lock']
     shutil.copytree(home / 'logs' / 'teacher', tmp_path / 'run')
     before = listing(tmp_path / 'run')
-    done = call(*SMALL, '--save', 'run', '--lr', 1e30, '--epochs', 5, '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--lr', 1e30, '--epochs', 5, '--resume', 'auto', cwd=tmp_path)
     assert done.status == 1 and len(done.errors) == 1
     assert 'epoch 3' in done.err and 'model.pt7 holds epoch 2' in done.err
     assert listing(tmp_path / 'run') == before
-    done = call(*SMALL, '--save', 'run', '--epochs', 3, '--lr', 0.05, '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--epochs', 3, '--lr', 0.05, '--resume', 'auto', cwd=tmp_path)
     assert done.status == 0 and [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]
 
 
 def test_divergence_names_what_is_on(home, tmp_path):
     """Of a run that the temperature made diverge, the learning rate is not to blame."""
     command = [*SMALL, '--teacher_id', home / 'logs' / 'teacher', '--epochs', 1]
-    done = call(*command, '--alpha', 0.9, '--temperature', 1e-40, '--save', 'kd', cwd=tmp_path)
+    done = call_cifar(*command, '--alpha', 0.9, '--temperature', 1e-40, '--save', 'kd', cwd=tmp_path)
     assert done.status == 1 and '--alpha' in done.err and '--temperature' in done.err
     assert '--beta' not in done.err
-    done = call(*command, '--beta', 1e38, '--save', 'at', cwd=tmp_path)
+    done = call_cifar(*command, '--beta', 1e38, '--save', 'at', cwd=tmp_path)
     assert done.status == 1 and '--beta' in done.err and '--temperature' not in done.err
 
 
@@ -532,7 +495,7 @@ def test_a_mistake_gives_one_sentence_and_changes_nothing(mess, monkeypatch, nam
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     before = listing(mess)
     try:
-        done = call(*SMALL, '--epochs', 1, *arguments, cwd=mess)
+        done = call_cifar(*SMALL, '--epochs', 1, *arguments, cwd=mess)
         after = listing(mess)
     finally:
         shutil.rmtree(mess / 'new', ignore_errors=True)  # for the next mistake
@@ -563,8 +526,8 @@ def test_a_mistake_at_the_command_line(mess, run_script, small, name):
 
 def test_notes_are_no_errors(home, tmp_path):
     shutil.copytree(home / 'logs' / 'teacher', tmp_path / 'run')
-    done = call(*SMALL, '--save', 'run', '--resume', 'auto', '--epochs', 3, '--lr', 0.01, '--nthread', 2,
-                cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--resume', 'auto', '--epochs', 3, '--lr', 0.01, '--nthread',
+                      2, cwd=tmp_path)
     assert done.status == 0 and done.errors == []
     assert sorted(line.split(' (')[0] for line in done.err.splitlines()) == sorted([
         'note: --nthread has no effect here: the images are held in memory',

@@ -7,8 +7,8 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT, THREADS, log_of
-from test_readme import blocks
+
+from helpers import ROOT, THREADS, code_blocks, log_of
 
 GUIDE = ROOT / 'CONTRIBUTING.md'
 SMALL = ['--max_images', '40', '--batch_size', '8', '--lr', '0.01']  # added to each training
@@ -23,7 +23,7 @@ def copy(tmp_path_factory):
         shutil.copy(path, folder)
     for name in ('inputs', 'weights', 'training', 'tools', 'tests'):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
-    function, row, test = (textwrap.dedent(block) for block in blocks(GUIDE, 'python'))
+    function, row, test = (textwrap.dedent(block) for block in code_blocks(GUIDE, 'python'))
     with open(folder / 'utils.py', 'a') as file:
         file.write('\n\n' + function)
     with open(folder / 'tests' / 'test_utils.py', 'a') as file:
@@ -48,7 +48,7 @@ def run(folder, *arguments):
 
 def test_the_commands_of_the_guide(copy):
     """A teacher, and a student with the new loss, which has a row in the report."""
-    lines = [line for block in blocks(GUIDE, 'sh') for line in block.splitlines()]
+    lines = [line for block in code_blocks(GUIDE, 'sh') for line in block.splitlines()]
     *trainings, report = [shlex.split(line)[1:] for line in lines]
     for command in trainings:
         run(copy, *command, *SMALL)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from test_images import content, picture, rgb
 
 from inputs import decoding
+from pictures import content, picture, rgb
 
 GRAY = np.arange(256).reshape(16, 16)
 

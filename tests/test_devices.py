@@ -3,87 +3,28 @@ import contextlib
 import datetime
 import fnmatch
 import functools
-import multiprocessing
 import os
 import platform
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import KEEP_FREED_MEMORY, ROOT, log_of
-from test_cifar import N_TEST, N_TRAIN, SMALL, small  # noqa: F401
 
 import cifar
+import helpers
 import resnet
 import utils
+from helpers import N_TEST, N_TRAIN, ROOT, SMALL, become_rank, log_of, ranks_of, run_ranks, start_ranks
 from inputs import cifar as data
 from inputs import shapes
-from method import training_step
 from training import checkpoint, devices, exits
 from utils import InputError
-
-
-def ranks_of(pid: int) -> dict[str, int]:
-    """The processes below a process that are ranks, by number."""
-    found = {}
-    for task in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in task.read_text().split():
-            words = Path(f'/proc/{child}/environ').read_text().split('\0')
-            found |= {word.removeprefix('RANK='): int(child) for word in words if word.startswith('RANK=')}
-    return found
-
-
-def become(n, rank, port, **more):
-    """A rank, in a fork, which has none of the threads that its parent may have."""
-    torch.set_num_threads(1)
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), **more}
-
-
-def start(n, target, *arguments):
-    """Processes of target(n, rank, port, *arguments), for all of which torch is imported already."""
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context('fork')
-    started = [context.Process(target=target, args=(n, rank, port, *arguments)) for rank in range(n)]
-    for each in started:
-        each.start()
-    return started
-
-
-def rank_of(n, rank, port, plain, fixed_bn, script, arguments, folder):
-    """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
-    if plain:
-        torch.set_num_threads(1)
-    else:
-        become(n, rank, port)
-    own = Path(folder, f'machine{rank}')  # where there is one
-    os.chdir(own if own.exists() else folder)
-    shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
-    if fixed_bn:
-        script.training_step = functools.partial(training_step, fixed_bn=True)
-    sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
-    exits.script(script.main)
-
-
-def run(n, *arguments, folder, fixed_bn=False, script=cifar, status=0):
-    """A script with n ranks, without the start of Python for each; 0: in a plain process, without ranks."""
-    started = start(n or 1, rank_of, n == 0, fixed_bn, script, arguments, folder)
-    end = time.monotonic() + 120
-    for each in started:
-        each.join(max(end - time.monotonic(), 0))
-    found = [each.exitcode for each in started]
-    for each in started:
-        each.kill()  # one that waits for another that is gone
-    assert found == [status] * len(started)
 
 
 def most(a, b):
@@ -112,8 +53,8 @@ def test_ranks_train_as_one_process(tmp_path, record_property):
     runs = {'one process': [0], '1': [1], '2': [2], '3': [3], '4': [4], '2, then 3, then 1': [2, 3, 1]}
     for name, numbers in runs.items():
         for epochs, n in zip([3] if len(numbers) == 1 else [1, 2, 3], numbers, strict=True):
-            run(n, *command, '--epochs', epochs, '--ngpu', n or 1, '--save', name, folder=tmp_path,
-                fixed_bn=True)
+            run_ranks(n, *command, '--epochs', epochs, '--ngpu', n or 1, '--save', name, folder=tmp_path,
+                      fixed_bn=True)
         assert sorted(os.listdir(tmp_path / name)) == ['.lock', 'log.txt', 'model.pt7']
     logs = {name: log_of(tmp_path / name) for name in runs}
     params = {name: checkpoint.read(tmp_path / name / 'model.pt7')['params'] for name in runs}
@@ -140,8 +81,8 @@ def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
 
     The gradient is the mean over all images; the statistics that are kept are those of rank 0.
     """
-    run(3, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--ngpu', 3, '--save', 'run',
-        folder=tmp_path)
+    run_ranks(3, *SMALL, '--epochs', 3, '--lr', 1e-3, '--batch_size', 55, '--ngpu', 3, '--save', 'run',
+              folder=tmp_path)
     saved = checkpoint.read(tmp_path / 'run' / 'model.pt7')['params']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, 'N_TRAIN', N_TRAIN)
@@ -187,9 +128,9 @@ def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
     torch.save(teacher, tmp_path / 'teacher.pth')
     states = []
     for n in (1, 2):
-        run(n, *SMALL, '--epochs', 1, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
-            '--hint_beta', 100, '--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--ngpu', n,
-            '--save', n, folder=tmp_path, fixed_bn=True)
+        run_ranks(n, *SMALL, '--epochs', 1, '--lr', 1e-3, '--batch_size', 55, '--teacher_id', 'teacher.pth',
+                  '--hint_beta', 100, '--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--ngpu', n,
+                  '--save', n, folder=tmp_path, fixed_bn=True)
         states.append(checkpoint.read(tmp_path / str(n) / 'model.pt7'))
     one, two = states
     assert list(one['adaptors']) == ['adaptor0', 'adaptor1', 'adaptor2']
@@ -210,9 +151,9 @@ def test_ranks_follow_a_schedule_by_batches_as_one_process(tmp_path):
     torch.save({name: t + 0.2 * t.std() * torch.randn_like(t) if t.dim() > 1 else t
                 for name, t in teacher.items()}, tmp_path / 'teacher.pth')
     for n in (1, 2):
-        run(n, *SMALL, '--epoch_step', '[60,120,160]', '--lr_schedule', 'linear', '--warmup', 0.5, '--lr',
-            1e-3, '--epochs', 2, '--batch_size', 55, '--teacher_id', 'teacher.pth', '--beta', 100,
-            '--val_images', 31, '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
+        run_ranks(n, *SMALL, '--epoch_step', '[60,120,160]', '--lr_schedule', 'linear', '--warmup', 0.5,
+                  '--lr', 1e-3, '--epochs', 2, '--batch_size', 55, '--teacher_id', 'teacher.pth', '--beta',
+                  100, '--val_images', 31, '--ngpu', n, '--save', n, folder=tmp_path, fixed_bn=True)
     one, two = (log_of(tmp_path / n) for n in '12')
     for a, b in zip(one, two, strict=True):
         assert a['lr_epoch'] == b['lr_epoch'] and b['ranks'] == 2
@@ -229,14 +170,14 @@ def test_ranks_follow_a_schedule_by_batches_as_one_process(tmp_path):
 def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
     """BN as usual: the saved statistics, of rank 0, are what all ranks evaluate by."""
     command = [*SMALL, '--save', 'run', '--resume', 'auto']
-    run(2, *command, '--epochs', 2, '--ngpu', 2, folder=tmp_path)
-    run(1, *command, '--epochs', 3, folder=tmp_path)
+    run_ranks(2, *command, '--epochs', 2, '--ngpu', 2, folder=tmp_path)
+    run_ranks(1, *command, '--epochs', 3, folder=tmp_path)
     log = log_of(tmp_path / 'run')
     assert [(e['epoch'], e['ranks'], e['ngpu']) for e in log] == [(1, 2, 2), (2, 2, 2), (3, 1, 1)]
     capfd.readouterr()
     outputs = []
     for n in (1, 2, 3):
-        run(n, *SMALL, '--evaluate', '--student_params', 'run', '--ngpu', n, folder=tmp_path)
+        run_ranks(n, *SMALL, '--evaluate', '--student_params', 'run', '--ngpu', n, folder=tmp_path)
         outputs.append(capfd.readouterr().out)
     assert outputs[0] == outputs[1] == outputs[2]
     assert f'test loss {log[2]["test_loss"]:.4f} accuracy {log[2]["test_acc"]:.2f}' in outputs[0]
@@ -249,9 +190,9 @@ def test_machines_without_the_folder_of_rank_0(tmp_path):
     for folder in (whole / 'machine0', whole / 'machine1', run_ / 'machine0', run_ / 'machine1'):
         folder.mkdir(parents=True)
     command = [*SMALL, '--save', 'run', '--resume', 'auto', '--ngpu', 2]
-    run(2, *command, '--epochs', 2, '--epoch_step', '[5]', folder=whole)
+    run_ranks(2, *command, '--epochs', 2, '--epoch_step', '[5]', folder=whole)
     for epochs in (1, 2):
-        run(2, *command, '--epochs', epochs, '--epoch_step', '[5]', folder=run_)
+        run_ranks(2, *command, '--epochs', epochs, '--epoch_step', '[5]', folder=run_)
         assert os.listdir(run_ / 'machine1') == []
     assert [e['epoch'] for e in log_of(run_ / 'machine0' / 'run')] == [1, 2]
     a, b = (checkpoint.read(f / 'machine0' / 'run' / 'model.pt7')['params'] for f in (whole, run_))
@@ -260,7 +201,7 @@ def test_machines_without_the_folder_of_rank_0(tmp_path):
 
 def download(n, rank, port, folder):
     """Of two machines with two ranks each."""
-    become(n, rank, port, LOCAL_RANK=str(rank % 2))
+    become_rank(n, rank, port, LOCAL_RANK=str(rank % 2))
     dist.init_process_group('gloo')
     with devices.first_rank_first():
         for what in ('begins', 'ends'):
@@ -274,7 +215,7 @@ def download(n, rank, port, folder):
 
 @pytest.mark.ranks
 def test_the_first_rank_of_a_machine_goes_first(tmp_path):
-    for each in start(4, download, tmp_path):
+    for each in start_ranks(4, download, tmp_path):
         each.join(60)
         assert each.exitcode == 0
     lines = (tmp_path / 'order').read_text().splitlines()
@@ -284,7 +225,7 @@ def test_the_first_rank_of_a_machine_goes_first(tmp_path):
 
 def sleeper(n, rank, port, folder):
     """Rank 0 computes; rank 1 is there, and then hangs. The time to wait for it is cut to seconds."""
-    become(n, rank, port)
+    become_rank(n, rank, port)
     dist.init_process_group = functools.partial(dist.init_process_group,
                                                 timeout=datetime.timedelta(seconds=6))
     os.chdir(folder)
@@ -297,7 +238,7 @@ def sleeper(n, rank, port, folder):
 
 @pytest.mark.ranks
 def test_a_rank_that_hangs_is_given_up(tmp_path):
-    ranks = start(2, sleeper, tmp_path)
+    ranks = start_ranks(2, sleeper, tmp_path)
     ranks[0].join(100)
     for rank in ranks:
         rank.kill()
@@ -370,14 +311,14 @@ def test_why_ranks_end_is_told_once(tmp_path, monkeypatch, capfd, first, second,
 
 
 @pytest.mark.ranks
-def test_a_mistake_is_told_once(tmp_path, run_script, small):  # noqa: F811
+def test_a_mistake_is_told_once(tmp_path, run_script, small):
     done = run_script('cifar.py', *SMALL, '--save', '/dev/null/x', '--ngpu', 2, PYTHONPATH=small)
     assert done.returncode == 2
     assert '/dev/null/x' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.ranks
-def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
+def test_a_rank_that_dies_ends_the_others(tmp_path, small):
     command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
                'x']
     with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -397,7 +338,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, small):  # noqa: F811
 
 @pytest.mark.ranks
 @pytest.mark.parametrize('group', [True, False])
-def test_ctrl_c_of_ranks_says_how_to_go_on(tmp_path, small, group):  # noqa: F811
+def test_ctrl_c_of_ranks_says_how_to_go_on(tmp_path, small, group):
     """A terminal gives it to all of them, a scheduler to the first process alone. Right after an epoch."""
     command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
                'x']
@@ -495,7 +436,7 @@ def test_freed_memory_is_kept():
 def test_other_allocators_are_left_alone(monkeypatch, libc):
     monkeypatch.setattr(platform, 'libc_ver', lambda: (libc, ''))
     monkeypatch.setattr(devices.ctypes, 'CDLL', None)  # not to be called
-    KEEP_FREED_MEMORY()
+    helpers.KEEP_FREED_MEMORY()
 
 
 def test_memory_is_kept_on_a_cpu_only(monkeypatch):

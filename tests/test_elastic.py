@@ -6,10 +6,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, log_of
-from test_cifar import N_TEST, N_TRAIN, SMALL
-from test_devices import ranks_of
 
+from helpers import N_TEST, N_TRAIN, ROOT, SMALL, log_of, ranks_of
 from training import checkpoint
 
 pytestmark = pytest.mark.ranks

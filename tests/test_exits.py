@@ -8,9 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, log_of
-from test_cifar import SMALL, home, small  # noqa: F401
 
+from helpers import ROOT, SMALL, log_of
 from training import exits
 
 CPU = torch.device('cpu')
@@ -19,7 +18,7 @@ CPU = torch.device('cpu')
 # --- streams that nobody reads ---------------------------------------------------------------------------
 
 
-def shell(tmp_path, small, redirections, *arguments, **variables):  # noqa: F811
+def shell(tmp_path, small, redirections, *arguments, **variables):
     """cifar.py in bash, within braces that the redirections close."""
     command = shlex.join([sys.executable, str(ROOT / 'cifar.py'), *map(str, arguments)])
     return subprocess.run(
@@ -29,7 +28,7 @@ def shell(tmp_path, small, redirections, *arguments, **variables):  # noqa: F811
 
 @pytest.mark.parametrize('redirections', [
     '2>&1; echo $? >status; } | head -1', '2>&-; echo $? >status; }', '>&- 2>&- <&-; echo $? >status; }'])
-def test_a_run_does_not_need_its_streams(tmp_path, small, redirections):  # noqa: F811
+def test_a_run_does_not_need_its_streams(tmp_path, small, redirections):
     """Its first line finds a reader at most. The numbers of closed files go to none of its own."""
     done = shell(tmp_path, small, redirections, *SMALL, '--epochs', 3, '--save', 'run', '--nthread', 1)
     assert (tmp_path / 'status').read_text() == '0\n'
@@ -39,7 +38,7 @@ def test_a_run_does_not_need_its_streams(tmp_path, small, redirections):  # noqa
     assert (b'epoch 1/' in done.stdout or b'note' in done.stdout) == (not redirections.startswith('>&-'))
 
 
-def test_a_full_disk_is_an_error_of_stdout(tmp_path, small):  # noqa: F811
+def test_a_full_disk_is_an_error_of_stdout(tmp_path, small):
     done = shell(tmp_path, small, '>/dev/full; echo $? >status; }', *SMALL, '--epochs', 3, '--save', 'run')
     assert (tmp_path / 'status').read_text() == '2\n'
     line, = done.stderr.decode().splitlines()
@@ -49,7 +48,7 @@ def test_a_full_disk_is_an_error_of_stdout(tmp_path, small):  # noqa: F811
 
 
 @pytest.mark.parametrize('name', ['\xe9l\xe8ve', os.fsdecode(b'\xff')])
-def test_names_that_stdout_cannot_spell(home, tmp_path, small, name):  # noqa: F811
+def test_names_that_stdout_cannot_spell(home, tmp_path, small, name):
     """In the encoding of a terminal, or in no encoding: the name of a file may be any bytes."""
     shutil.copytree(home / 'logs' / 'teacher', tmp_path / name)
     done = shell(tmp_path, small, '; echo $? >status; }', *SMALL, '--evaluate', '--student_params', name,

@@ -12,11 +12,10 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
-from conftest import call
-from test_checkpoint import disk_of
 
 import cifar
 import resnet
+from helpers import call, disk_of
 from tools import export
 from training import checkpoint
 from utils import InputError

@@ -4,14 +4,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, log_of
 from PIL import Image
-from test_cifar import SMALL, call, small  # noqa: F401
 
 import cifar
 import imagenet
 import method
 import resnet
+from helpers import ROOT, SMALL, call_cifar, log_of
 from tools import jobs
 from training import devices, fast, options
 
@@ -142,7 +141,7 @@ def test_a_run_logs_what_was_chosen_and_is_resumed_without_a_note(folder, compil
     """Compiled, as --fast decides when the run starts and when it is resumed; then on another machine."""
     command = [*SMALL, '--save', 'run', '--fast', *AT, '--resume', 'auto']
     for epochs, more in ((1, []), (2, [])):
-        done = call(*command, '--epochs', epochs, *more, cwd=folder)
+        done = call_cifar(*command, '--epochs', epochs, *more, cwd=folder)
         assert done.status == 0 and done.errors == [] and '--dtype' not in done.err
         assert [line for line in done.out.splitlines() if 'fast' in line] == ['fast: float, compiled']
         assert '--compile' not in done.err
@@ -151,13 +150,13 @@ def test_a_run_logs_what_was_chosen_and_is_resumed_without_a_note(folder, compil
         (1, True, 'float', True), (2, True, 'float', True)]
     assert len(compiler) == 4  # the function of one line and the step, twice
     monkeypatch.setattr(fast, 'COMPILED_FROM', LONG)
-    done = call(*command, '--epochs', 3, cwd=folder)
+    done = call_cifar(*command, '--epochs', 3, cwd=folder)
     assert 'compile' not in done.err and log_of(folder / 'run')[-1]['compile'] is False
 
 
 def test_compiled_and_not_the_runs_are_the_same(folder, compiler):
     for name, more in (('plain', []), ('fast', ['--fast'])):
-        assert call(*SMALL, '--save', name, *AT, '--epochs', 1, *more, cwd=folder).status == 0
+        assert call_cifar(*SMALL, '--save', name, *AT, '--epochs', 1, *more, cwd=folder).status == 0
     plain, compiled = (log_of(folder / name)[0] for name in ('plain', 'fast'))
     assert len(compiler) == 2 and compiled['compile']
     for key in ('train_loss', 'test_loss', 'test_agreement'):
@@ -168,7 +167,7 @@ def test_compiled_and_not_the_runs_are_the_same(folder, compiler):
 def test_the_runner_takes_finished_fast_runs_as_done(folder, compiler, monkeypatch, more):
     """Though it cannot know what --fast chose when they started."""
     command = [*SMALL, '--save', 'run', '--fast', *AT, '--epochs', 1, *more]
-    assert call(*command, cwd=folder).status == 0
+    assert call_cifar(*command, cwd=folder).status == 0
     assert log_of(folder / 'run')[0]['compile'] is True
     monkeypatch.chdir(folder)
     (job,), = jobs.read([' '.join(map(str, ['cifar.py', *command]))])
@@ -180,8 +179,8 @@ def test_the_runner_takes_finished_fast_runs_as_done(folder, compiler, monkeypat
 
 def test_evaluation_is_not_compiled(folder, monkeypatch, capsys):
     monkeypatch.setattr(torch, 'compile', no_compiler)
-    done = call(*SMALL[:2], '--device', 'cpu', '--fast', '--evaluate', '--student_params', 'teacher.pth',
-                cwd=folder)
+    done = call_cifar(*SMALL[:2], '--device', 'cpu', '--fast', '--evaluate', '--student_params',
+                      'teacher.pth', cwd=folder)
     assert (done.status, done.err) == (0, '')
     assert [line for line in done.out.splitlines() if 'fast' in line] in (['fast: float'], ['fast: bfloat16'])
 
@@ -190,7 +189,7 @@ def test_evaluation_is_not_compiled(folder, monkeypatch, capsys):
 
 
 @pytest.fixture
-def eager(tmp_path, small):  # noqa: F811
+def eager(tmp_path, small):
     """PYTHONPATH of a small data set, for which compiling pays."""
     here = tmp_path / 'here'
     here.mkdir()

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
+from helpers import ROOT
 from stress.faults import kinds, world
 
 

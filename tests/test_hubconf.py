@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from torch.nn.utils import parametrizations, prune
 
 import hubconf
 import nin
 import resnet
 import utils
+from helpers import ROOT
 from weights import networks
 
 

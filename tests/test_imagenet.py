@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 
-import conftest
 import h5py
 import numpy as np
 import onnxruntime
@@ -13,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import listing, log_of
 from PIL import Image
-from test_devices import run
 from torchvision import transforms
 
+import helpers
 import imagenet
 import resnet
 import utils
+from helpers import listing, log_of, run_ranks
 from inputs import folders
 from tools import export
 from training import checkpoint, devices
@@ -32,15 +31,8 @@ SMALL = ['--width', '0.0625', '--batch_size', '8', '--nthread', '0', '--device',
 CLASSES = ('n01', 'n02', 'n03')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(conftest.THREADS)
-
-
 def call(*arguments, cwd):
-    return conftest.call(imagenet, *arguments, cwd=cwd)
+    return helpers.call(imagenet, *arguments, cwd=cwd)
 
 
 def sound(*arguments, cwd):
@@ -317,7 +309,7 @@ def test_two_ranks(tmp_path, home, run_script, capfd):
 
     def printed(n, *more):
         capfd.readouterr()
-        run(n, *evaluate, '--ngpu', n, *more, folder=tmp_path, script=imagenet)
+        run_ranks(n, *evaluate, '--ngpu', n, *more, folder=tmp_path, script=imagenet)
         return capfd.readouterr().out
 
     assert printed(1) == printed(2) != ''
@@ -328,7 +320,7 @@ def test_two_ranks(tmp_path, home, run_script, capfd):
     assert re.search(r'^imagenet.py: error: .*n03_val0\.JPEG is damaged', done.stderr, re.MULTILINE)
     assert printed(1, '--skip_damaged') == printed(2, '--skip_damaged')
     assert printed(2, '--skip_damaged').endswith(' without 1 damaged images\n')
-    run(2, *common, '--epochs', 1, '--skip_damaged', '--ngpu', 2, folder=tmp_path, script=imagenet)
+    run_ranks(2, *common, '--epochs', 1, '--skip_damaged', '--ngpu', 2, folder=tmp_path, script=imagenet)
     assert log_of(tmp_path / 'logs' / 'imagenet_resnet_18_0.0625')[0]['damaged_images'] == [0, 1]
 
 
@@ -518,7 +510,7 @@ def test_photos_from_training_to_exports(tmp_path, shared):
     assert (f'top-1 error {100 - record["test_acc"]:.2f} top-5 error {100 - record["test_acc5"]:.2f}'
             in expected)
     for ending in ('pth', 'hkl', 'safetensors', 'onnx'):
-        done = conftest.call(export, 'r18_at', f'x.{ending}', cwd=tmp_path)
+        done = helpers.call(export, 'r18_at', f'x.{ending}', cwd=tmp_path)
         assert done.status == 0 and 'sha256' in done.out
     for ending in ('pth', 'hkl', 'safetensors'):
         out = sound(*common, '--evaluate', '--student_params', f'x.{ending}', cwd=tmp_path)

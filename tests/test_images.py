@@ -17,43 +17,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image, ImageDraw
 from torchvision import datasets, transforms
 
+from helpers import ROOT
 from inputs import decoding, folders, images, nvjpeg
+from pictures import MEAN, STD, claim_size, content, epoch_of, message_of, picture, pixels, rgb, same_epochs
 from utils import InputError
 
 CPU = torch.device('cpu')
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # as everyone writes them
-
-
-def picture(seed, width=60, height=50, mode='RGB'):
-    """A smooth picture, which JPEG keeps well, other for each seed."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def content(image, form='JPEG', **options):
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def write(path, data=b''):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data or content(picture(len(path.name))))
-
-
-def pixels(x):
-    """What was normalised, (B, 3, H, W) -> whole numbers (B, H, W, 3)."""
-    return np.rint((x.double().permute(0, 2, 3, 1).numpy() * STD + MEAN) * 255).astype(int)
-
-
-def rgb(tensor):
-    return tensor.permute(1, 2, 0).numpy().astype(int)
-
-
 # --- decoding --------------------------------------------------------------------------------------------
 
 
@@ -96,12 +68,6 @@ def test_exif_does_not_turn_the_image():
     assert images.decode(content(image, exif=exif)).shape == (3, 20, 40)
 
 
-def huge(data, width, height):
-    """JPEG data whose header claims another size."""
-    i = data.index(b'\xff\xc0') + 5
-    return data[:i] + height.to_bytes(2, 'big') + width.to_bytes(2, 'big') + data[i + 4:]
-
-
 def test_damage():
     jpeg, png, gif = (content(picture(1), form) for form in ('JPEG', 'PNG', 'GIF'))
     assert 'no image' in damage(b'') and 'no image' in damage(b'a text\n') and 'no image' in damage(jpeg[:2])
@@ -111,8 +77,8 @@ def test_damage():
             damage(data[:end])
     assert 'no image' in damage(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')  # a program, to PIL
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    damage(huge(jpeg, 65500, 65500))  # 12 GB if it were true
-    assert '9000x8000 pixels are more than' in damage(huge(jpeg, 9000, 8000))
+    damage(claim_size(jpeg, 65500, 65500))  # 12 GB if it were true
+    assert '9000x8000 pixels are more than' in damage(claim_size(jpeg, 9000, 8000))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     bomb = content(Image.new('1', (14000, 14000)), 'PNG')
     with warnings.catch_warnings():
@@ -321,42 +287,32 @@ def loader(split):
     assert not multiprocessing.active_children()
 
 
-def epoch(loader, number=1):
-    loader.epoch = number
-    batches = list(loader)
-    assert all(batch.epoch == number for batch in batches)
-    return torch.cat([batch.x for batch in batches]), torch.cat([batch.labels for batch in batches])
-
-
-def same(a, b):
-    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-
-
 @pytest.mark.parametrize('crop', images.CROPS)
 def test_an_epoch_whatever_the_workers_batches_and_ranks(loader, crop):
     state = torch.get_rng_state()
     plain = loader(crop=crop, workers=0)
-    first, second = epoch(plain), epoch(plain, 2)
+    first, second = epoch_of(plain), epoch_of(plain, 2)
     assert not torch.equal(first[1], second[1]) and sorted(first[1].tolist()) == list(range(23))
     assert [len(batch.labels) for batch in plain] == [5, 5, 5, 5, 3] and plain.n_images == 23
     by_label = [x[labels.argsort()] for x, labels in (first, second)]
     assert torch.equal(*by_label) == (crop == 'center')
     for workers, batch_size in ((1, 5), (3, 4)):
         other = loader(batch_size, crop, workers=workers)
-        assert same(epoch(other, 2), second) and same(epoch(other, 1), first)
+        assert same_epochs(epoch_of(other, 2), second) and same_epochs(epoch_of(other, 1), first)
     ranks = [loader(crop=crop, workers=0, rank=rank, ranks=3) for rank in range(3)]
     batches = list(zip(*ranks, strict=True))
     everything = [part for parts in batches for part in parts]
-    assert same((torch.cat([p.x for p in everything]), torch.cat([p.labels for p in everything])), first)
+    assert same_epochs((torch.cat([p.x for p in everything]), torch.cat([p.labels for p in everything])),
+                       first)
     assert [sum(part.share for part in parts) for parts in batches] == pytest.approx([3] * len(batches))
     assert sum(rank.n_images for rank in ranks) == 23
     assert torch.equal(torch.get_rng_state(), state)
-    assert not same(epoch(loader(crop=crop, seed=2, workers=0)), first)
+    assert not same_epochs(epoch_of(loader(crop=crop, seed=2, workers=0)), first)
 
 
 def test_evaluation_is_in_order_and_equals_the_slow_way(loader, split):
     one = loader(crop='center', seed=None, workers=2)
-    x, labels = epoch(one)
+    x, labels = epoch_of(one)
     assert labels.tolist() == list(range(23)) and len(one) == 5
     assert x.dtype == torch.float32 and x[:5].is_contiguous(memory_format=torch.channels_last)
     for i in (0, 9, 22):
@@ -364,7 +320,7 @@ def test_evaluation_is_in_order_and_equals_the_slow_way(loader, split):
         image = Image.open(split.path(i)).crop((left, top, left + w, top + h))
         expected = np.asarray(transforms.CenterCrop(224)(transforms.Resize(256)(image)))
         assert np.abs(pixels(x[i:i + 1])[0] - expected).max() <= 3
-    assert same(epoch(one, 2), (x, labels))
+    assert same_epochs(epoch_of(one, 2), (x, labels))
 
 
 def test_mirrors_and_offsets_differ_between_images_and_epochs(loader, split):
@@ -401,22 +357,15 @@ def damaged(split, tmp_path):
     return split._replace(root=str(root))
 
 
-def message(loader):
-    with pytest.raises(InputError) as error:
-        list(loader)
-    assert '\n' not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_damaged_image_is_named(loader, damaged, workers):
-    said = message(loader(of=damaged, crop='center', seed=None, workers=workers))
+    said = message_of(loader(of=damaged, crop='center', seed=None, workers=workers))
     assert said.startswith(damaged.path(3)) and '--skip_damaged' in said and 'no image' in said
-    assert re.search(r'(03|04|10|22)\.jpg is damaged', message(loader(of=damaged, workers=workers)))
+    assert re.search(r'(03|04|10|22)\.jpg is damaged', message_of(loader(of=damaged, workers=workers)))
     boxes = damaged.boxes.copy()
     boxes[0] = 100, 100, 5, 5
-    assert '00.jpg is damaged (nothing' in message(loader(of=damaged._replace(boxes=boxes), crop='center',
-                                                          seed=None, workers=workers))
+    assert '00.jpg is damaged (nothing' in message_of(loader(of=damaged._replace(boxes=boxes), crop='center',
+                                                             seed=None, workers=workers))
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -426,47 +375,47 @@ def test_skip_damaged(loader, damaged, split, workers):
 
     one = loader(**options(6))
     for number in (1, 2):  # the next sound ones, 5, 5, 11 and 0, in training
-        _, order = epoch(loader(workers=0), number)
-        x, labels = epoch(one, number)
+        _, order = epoch_of(loader(workers=0), number)
+        x, labels = epoch_of(one, number)
         assert labels.tolist() == [{3: 5, 4: 5, 10: 11, 22: 0}.get(i, i) for i in order.tolist()]
         assert one.damaged == 4
         assert len({image.numpy().tobytes() for image in x}) == 23  # drawn anew
     one = loader(crop='center', seed=None, **options(6))
-    whole, _ = epoch(loader(crop='center', seed=None, workers=0))
-    x, labels = epoch(one)
+    whole, _ = epoch_of(loader(crop='center', seed=None, workers=0))
+    x, labels = epoch_of(one)
     assert labels.tolist() == [i for i in range(23) if i not in (3, 4, 10, 22)] and one.damaged == 4
     assert torch.equal(x, whole[labels])
     one = loader(crop='center', seed=None, **options(1))  # batches of which nothing is left
-    x, labels = epoch(one)
+    x, labels = epoch_of(one)
     assert torch.equal(x, whole[labels]) and (len(labels), one.damaged) == (19, 4)
 
 
 def test_all_damaged(loader, split, tmp_path):
     of = split._replace(root=str(tmp_path))
     for crop, seed, words in (('center', None, 'all 23 images'), ('random', 1, 'No such file')):
-        said = message(loader(of=of, crop=crop, seed=seed, workers=0, skip_damaged=True))
+        said = message_of(loader(of=of, crop=crop, seed=seed, workers=0, skip_damaged=True))
         assert str(tmp_path) in said and words in said
 
 
 def test_an_epoch_broken_off(loader):
-    whole = epoch(loader(workers=0), 2)
+    whole = epoch_of(loader(workers=0), 2)
     one = loader(2, workers=2)
     next(iter(one))
     first = multiprocessing.active_children()
-    assert len(first) == 2 and same(epoch(one, 2), whole)
+    assert len(first) == 2 and same_epochs(epoch_of(one, 2), whole)
     with pytest.raises(ZeroDivisionError):
         for _ in one:
             raise ZeroDivisionError
     left = iter(one)
     next(left)
     left.close()
-    assert same(epoch(one, 2), whole)
+    assert same_epochs(epoch_of(one, 2), whole)
     assert multiprocessing.active_children() == first or set(multiprocessing.active_children()) == set(first)
     held = iter(one)
     next(held)
     one.close()
     assert not multiprocessing.active_children()
-    assert same(epoch(one, 2), whole)
+    assert same_epochs(epoch_of(one, 2), whole)
 
 
 def test_workers_end_with_their_loader(split):
@@ -481,7 +430,7 @@ def test_a_killed_worker(loader, when):
     handler = signal.getsignal(signal.SIGCHLD)
     one = loader(1, workers=2)
     if when == 'between':
-        epoch(one)
+        epoch_of(one)
     batches = iter(one)
     if when == 'in an epoch':
         next(batches)
@@ -492,7 +441,7 @@ def test_a_killed_worker(loader, when):
     with pytest.raises(InputError, match='killed.*--nthread'):
         list(batches)
     assert not multiprocessing.active_children()
-    assert len(epoch(one)[1]) == 23
+    assert len(epoch_of(one)[1]) == 23
 
 
 @pytest.mark.parametrize('error', [ConnectionResetError, EOFError, FileNotFoundError])
@@ -506,16 +455,16 @@ def test_a_worker_killed_while_it_hands_over_a_batch(loader, monkeypatch, error)
         patch.setattr(images.DataLoader, '__iter__', broken)
         with pytest.raises(InputError, match='killed.*--nthread'):
             list(one)
-    assert len(epoch(one)[1]) == 23
+    assert len(epoch_of(one)[1]) == 23
 
 
 def test_in_a_thread(loader):
     found = []
     one = loader(workers=1)
-    thread = threading.Thread(target=lambda: found.append(epoch(one)))
+    thread = threading.Thread(target=lambda: found.append(epoch_of(one)))
     thread.start()
     thread.join()
-    assert same(found[0], epoch(loader(workers=0)))
+    assert same_epochs(found[0], epoch_of(loader(workers=0)))
 
 
 def alive(pids):
@@ -611,7 +560,7 @@ def test_too_few_files_may_be_open(split, kind, capfd):
 @pytest.mark.usefixtures('alarm')
 def test_what_a_worker_cannot_hand_over_ends_it(loader, monkeypatch):
     monkeypatch.setattr(images.Reader, 'work', lambda *_: lambda: None)  # which cannot be pickled
-    assert 'killed' in message(loader(workers=2))
+    assert 'killed' in message_of(loader(workers=2))
 
 
 @pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO])
@@ -625,7 +574,7 @@ def test_faults_of_the_machine_skip_no_image(split, monkeypatch, number, workers
     with monkeypatch.context() as patch:
         for module in (images, nvjpeg):
             patch.setattr(module, 'open', fail, raising=False)
-        said = message(one)
+        said = message_of(one)
     one.close()
     assert 'damaged' not in said and os.strerror(number) in said and split.root in said
     assert ('ulimit -n' in said) == (number == errno.EMFILE)
@@ -639,7 +588,7 @@ def test_want_of_memory_skips_no_image(loader, monkeypatch, error, workers):
         raise error()
 
     monkeypatch.setattr(images, 'crop', fail)
-    said = message(loader(workers=workers, skip_damaged=True))
+    said = message_of(loader(workers=workers, skip_damaged=True))
     assert 'memory' in said and '--nthread' in said
 
 
@@ -649,13 +598,13 @@ def test_files_of_the_machine_while_decoding(loader, monkeypatch):
 
     monkeypatch.setattr(decoding, '_by_pil', fail)
     monkeypatch.setattr(decoding, 'END', b'none')
-    assert 'ulimit -n' in message(loader(workers=0, skip_damaged=True))
+    assert 'ulimit -n' in message_of(loader(workers=0, skip_damaged=True))
 
 
 @pytest.mark.usefixtures('alarm')
 def test_more_workers_than_cores_are_no_warning(loader, recwarn, monkeypatch):
     one = loader(workers=(os.cpu_count() or 1) + 2)
-    assert len(epoch(one)[1]) == 23
+    assert len(epoch_of(one)[1]) == 23
     assert not [w for w in recwarn if w.category is UserWarning]
 
 
@@ -664,4 +613,4 @@ def test_no_room_in_shared_memory(loader, monkeypatch):
         raise RuntimeError('unable to allocate shared memory(shm) for file: No space left on device (28)')
 
     monkeypatch.setattr(torch.Tensor, 'share_memory_', share_memory_)
-    assert '/dev/shm' in message(loader(workers=1))
+    assert '/dev/shm' in message_of(loader(workers=1))

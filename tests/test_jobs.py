@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, listing, log_of
 
+from helpers import ROOT, call, listing, log_of
 from tools import jobs
 
 TINY = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--max_images', '32', '--batch_size', '16',

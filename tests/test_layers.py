@@ -5,7 +5,8 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT
+
+from helpers import ROOT
 
 # A module or package imports from lower layers only, and from its own. A new file is placed here first.
 LAYERS = [

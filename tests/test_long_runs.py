@@ -6,11 +6,9 @@ import shlex
 
 import pytest
 import torch
-from conftest import THREADS, log_of
-from test_cifar import SMALL, call
-from test_devices import run
 
 import training
+from helpers import SMALL, THREADS, call_cifar, log_of, run_ranks
 from training import checkpoint, exits, progress
 
 
@@ -47,10 +45,10 @@ def slow(monkeypatch, seconds):
 def test_max_hours(tmp_path, monkeypatch):
     """A run of 4 epochs in 3 sittings, of 1.2 hours each: the bits of one that was never stopped."""
     command = [*SMALL, '--epochs', 4, '--epoch_step', '[3]']
-    assert call(*command, '--save', 'whole', cwd=tmp_path).status == 0
+    assert call_cifar(*command, '--save', 'whole', cwd=tmp_path).status == 0
     slow(monkeypatch, 1800)
     more = ['--save', 'run', '--max_hours', '1.2']
-    done = call(*command, *more, cwd=tmp_path)
+    done = call_cifar(*command, *more, cwd=tmp_path)
     assert done.status == os.EX_TEMPFAIL == 75
     words = shlex.join(map(str, [*command, *more, '--resume', 'auto']))
     assert done.err == ('cifar.py: stopped after epoch 2 of 4, as the next might not end within --max_hours '
@@ -58,10 +56,10 @@ def test_max_hours(tmp_path, monkeypatch):
     first, second = done.out.splitlines()  # half an hour for each epoch, and what they really took
     assert re.search(r', 1:3\d:\d\d left$', first) and re.search(r', 1:[01]\d:\d\d left$', second)
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2]
-    done = call(*command, '--save', 'run', '--max_hours', 0.001, '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*command, '--save', 'run', '--max_hours', 0.001, '--resume', 'auto', cwd=tmp_path)
     assert done.status == 75 and len(done.err.splitlines()) == 1  # no note of another option
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3]  # an epoch is done each time
-    done = call(*command, *more, '--resume', 'auto', cwd=tmp_path)
+    done = call_cifar(*command, *more, '--resume', 'auto', cwd=tmp_path)
     assert (done.status, done.err) == (0, '') and 'left' not in done.out
     whole, run = (checkpoint.read(tmp_path / name / 'model.pt7')['params'] for name in ('whole', 'run'))
     assert all(torch.equal(t, run[name]) for name, t in whole.items())
@@ -70,23 +68,23 @@ def test_max_hours(tmp_path, monkeypatch):
 def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch):
     slow(monkeypatch, 1800)
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a')
-    done = call(*SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 0.6, cwd=tmp_path)
+    done = call_cifar(*SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 0.6, cwd=tmp_path)
     assert done.status == 0 and 'stopped after epoch 1 of 3' in done.err
 
 
 @pytest.mark.ranks
 def test_ranks_stop_together(tmp_path, capfd, monkeypatch):
-    run(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
-        status=75)
+    run_ranks(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
+              status=75)
     assert capfd.readouterr().err.count('stopped after epoch 1') == 2  # torchrun shows all
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a')
-    run(2, *SMALL, '--epochs', 3, '--save', 'b', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path)
+    run_ranks(2, *SMALL, '--epochs', 3, '--save', 'b', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path)
     assert capfd.readouterr().err.count('stopped after epoch 1') == 1
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
 
 
 def test_time_left_in_a_run(tmp_path):
-    done = call(*SMALL, '--epochs', 2, '--save', 'run', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--epochs', 2, '--save', 'run', cwd=tmp_path)
     first, last = done.out.splitlines()
     assert re.search(r' images/s, 00:0\d left$', first) and last.endswith(' images/s')
 
@@ -99,7 +97,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     command = [*SMALL, '--sym_beta', 0.1, '--save', 'run', '--tensorboard', '--lr', 0.01]
     for more in (['--epochs', 2], ['--epochs', 3, '--resume', 'auto']):
-        done = call(*command, *more, cwd=tmp_path)
+        done = call_cifar(*command, *more, cwd=tmp_path)
         assert done.status == 0 and not done.errors
     events = EventAccumulator(str(tmp_path / 'run'))
     events.Reload()
@@ -115,11 +113,11 @@ def test_a_killed_epoch_is_not_drawn_twice(tmp_path):
     """Events after the last checkpoint are of a run that was killed before it saved."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
-    call(*SMALL, '--save', 'run', '--epochs', 1, cwd=tmp_path)
+    call_cifar(*SMALL, '--save', 'run', '--epochs', 1, cwd=tmp_path)
     with SummaryWriter(tmp_path / 'run') as writer:
         writer.add_scalar('train_loss', 77.0, 2)
-    assert call(*SMALL, '--save', 'run', '--epochs', 2, '--resume', 'auto', '--tensorboard',
-                cwd=tmp_path).status == 0
+    assert call_cifar(*SMALL, '--save', 'run', '--epochs', 2, '--resume', 'auto', '--tensorboard',
+                      cwd=tmp_path).status == 0
     events = EventAccumulator(str(tmp_path / 'run'))
     events.Reload()
     assert [e.value for e in events.Scalars('train_loss')] == [
@@ -137,19 +135,19 @@ def test_a_disk_that_is_full_ends_the_drawing_alone(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, data)
     monkeypatch.setattr(RecordWriter, 'write', full)
-    done = call(*SMALL, '--epochs', 4, '--save', 'run', '--tensorboard', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--epochs', 4, '--save', 'run', '--tensorboard', cwd=tmp_path)
     note = 'note: --tensorboard draws nothing more (No space left on device)\n'
     assert (done.status, done.err) == (0, note)
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2, 3, 4] and len(written) == 31
     monkeypatch.setattr(RecordWriter, 'write', write)
     monkeypatch.setattr(RecordWriter, 'flush', lambda self: full(self, b''))  # from the beginning
-    done = call(*SMALL, '--epochs', 2, '--save', 'other', '--tensorboard', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--epochs', 2, '--save', 'other', '--tensorboard', cwd=tmp_path)
     assert (done.status, done.err.count('note: --tensorboard')) == (0, 1)
 
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    done = call(*SMALL, '--save', 'run', '--tensorboard', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--tensorboard', cwd=tmp_path)
     assert done.status == 2 and done.err == (
         'cifar.py: error: --tensorboard needs a package that is not installed: pip install tensorboard\n')
     assert not (tmp_path / 'run').exists()
@@ -175,10 +173,10 @@ def test_deterministic(tmp_path, monkeypatch, as_before, device):
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
     command = [*SMALL, '--lr', 0.01, '--epochs', 1, '--device', device]
     torch.set_num_threads(2)  # which share sums
-    assert call(*command, '--save', 'teacher', cwd=tmp_path).status == 0
+    assert call_cifar(*command, '--save', 'teacher', cwd=tmp_path).status == 0
     bits = []
     for name, more in (('a', ['--deterministic']), ('b', ['--deterministic']), ('plain', [])):
-        done = call(*command, *ALL_LOSSES, '--save', name, *more, cwd=tmp_path)
+        done = call_cifar(*command, *ALL_LOSSES, '--save', name, *more, cwd=tmp_path)
         assert (done.status, done.err) == (0, '')
         assert torch.are_deterministic_algorithms_enabled() == bool(more)
         bits.append(checkpoint.read(tmp_path / name / 'model.pt7')['params'])
@@ -192,7 +190,7 @@ def test_what_cannot_be_deterministic_is_told(tmp_path, monkeypatch, as_before):
     def evaluate(*_):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
     monkeypatch.setattr(training.run, 'evaluate', evaluate)
-    done = call(*SMALL, '--save', 'run', '--deterministic', cwd=tmp_path)
+    done = call_cifar(*SMALL, '--save', 'run', '--deterministic', cwd=tmp_path)
     assert done.status == 2 and done.err == (
         'cifar.py: error: put_ does not have a deterministic implementation: leave out --deterministic\n')
 

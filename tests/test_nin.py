@@ -3,13 +3,13 @@ import itertools
 
 import pytest
 import torch
-from conftest import call, log_of
 from torch import nn
 
 import cifar
 import nin
 import resnet
 import utils
+from helpers import call, log_of
 from tools import export
 from utils import InputError
 from weights import networks

@@ -4,27 +4,20 @@ import pickle
 import shutil
 import warnings
 
-import conftest
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_images import content, epoch, huge, message, picture, pixels, same
 
+import helpers
 import imagenet
 from inputs import folders, images, nvjpeg
+from pictures import claim_size, content, epoch_of, message_of, picture, pixels, same_epochs
 from utils import InputError
 
 CPU = torch.device('cpu')
 N = 40  # more than are decoded at once
 ODD = {2: 'PNG', 7: 'CMYK', 11: 'L', 20: 'progressive', 33: 'GIF'}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(conftest.THREADS)
 
 
 def file(i):
@@ -97,15 +90,15 @@ def test_the_same_batches(pair, split, crop, seed, workers):
     for of in (split, split._replace(boxes=boxes)):
         plain, ours = pair(of, crop, seed, workers=workers)
         for number in (1, 2):
-            expected, found = epoch(plain, number), epoch(ours, number)
-            assert same(found, expected) and len(found[1]) == N
+            expected, found = epoch_of(plain, number), epoch_of(ours, number)
+            assert same_epochs(found, expected) and len(found[1]) == N
             assert found[0][:36].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_ranks_and_a_last_batch(pair, split):
     for rank in range(2):
         plain, ours = pair(split, 'random', 1, rank=rank, ranks=2, batch_size=12)
-        assert same(epoch(ours), epoch(plain))
+        assert same_epochs(epoch_of(ours), epoch_of(plain))
         assert [b.share for b in ours] == [b.share for b in plain]
 
 
@@ -114,10 +107,10 @@ def test_damaged_images_are_skipped_alike(pair, damaged, workers):
     for crop, seed in (('resized', 1), ('center', None)):
         for batch_size in (36, 1):
             plain, ours = pair(damaged, crop, seed, workers=workers, batch_size=batch_size, skip_damaged=True)
-            assert same(epoch(ours, 3), epoch(plain, 3))
+            assert same_epochs(epoch_of(ours, 3), epoch_of(plain, 3))
             assert ours.damaged == plain.damaged == len(BAD)
             if seed is None:
-                assert epoch(ours)[1].tolist() == [i for i in range(N) if i not in BAD]
+                assert epoch_of(ours)[1].tolist() == [i for i in range(N) if i not in BAD]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -126,14 +119,14 @@ def test_a_damaged_image_is_named_alike(pair, damaged, i, workers):
     index = [0, i, 1]
     few = damaged._replace(paths=damaged.paths[index], labels=damaged.labels[index],
                            boxes=damaged.boxes[index])
-    plain, ours = map(message, pair(few, 'center', None, workers=workers))
+    plain, ours = map(message_of, pair(few, 'center', None, workers=workers))
     assert ours == plain and ours.startswith(few.path(1)) and '--skip_damaged' in ours
 
 
 def test_all_damaged(pair, split, tmp_path):
     of = split._replace(root=str(tmp_path))
     for crop, seed in (('center', None), ('random', 1)):
-        plain, ours = map(message, pair(of, crop, seed, skip_damaged=True))
+        plain, ours = map(message_of, pair(of, crop, seed, skip_damaged=True))
         assert ours == plain
 
 
@@ -144,7 +137,7 @@ def test_what_the_device_gets():
         assert nvjpeg.suits(data)
     adobe = b'\xff\xee\x00\x0eAdobe\x00d\x00\x00\x00\x00'
     for data in (b'', b'a text', jpeg[:2], jpeg[:-1], jpeg + b'\0', jpeg[:2] + nvjpeg.END, file(2), file(7),
-                 jpeg[:2] + adobe + b'\x00' + jpeg[2:], huge(jpeg, 9000, 8000)):
+                 jpeg[:2] + adobe + b'\x00' + jpeg[2:], claim_size(jpeg, 9000, 8000)):
         assert not nvjpeg.suits(data)
     assert nvjpeg.suits(jpeg[:2] + adobe + b'\x01' + jpeg[2:])
 
@@ -169,7 +162,7 @@ def test_sound_jpeg_is_decoded_here_and_read_once(pair, split, monkeypatch):
     monkeypatch.setattr(nvjpeg, 'decode_jpeg', lambda x, *args: calls.append(len(x)) or decode(x, *args))
     monkeypatch.setattr(nvjpeg.Reader, 'batch', lambda reader, number, index: (
         others.extend(index) or batch(reader, number, index)))
-    epoch(ours)
+    epoch_of(ours)
     assert calls == [30, 3, 4] and others == [2, 7, 33]
 
 
@@ -185,7 +178,7 @@ def test_no_room_in_shared_memory(pair, split, monkeypatch):
         raise RuntimeError('unable to allocate shared memory(shm) for file: No space left on device (28)')
 
     monkeypatch.setattr(torch.Tensor, 'share_memory_', share_memory_)
-    assert '/dev/shm' in message(pair(split, 'random', 1, workers=1)[1])
+    assert '/dev/shm' in message_of(pair(split, 'random', 1, workers=1)[1])
 
 
 def test_a_torchvision_without_decoder(split, monkeypatch):
@@ -231,7 +224,7 @@ def test_cuda_decodes_the_same_windows(pair, split, cuda, crop, seed, workers):
     plain, _ = pair(split, crop, seed, workers=workers)
     _, ours = pair(split, crop, seed, cuda, workers=workers)
     for number in (1, 2):
-        expected, found = epoch(plain, number), epoch(ours, number)
+        expected, found = epoch_of(plain, number), epoch_of(ours, number)
         assert found[0].device == found[1].device == cuda
         assert torch.equal(found[1].cpu(), expected[1])
         levels = np.abs(pixels(found[0].cpu()) - pixels(expected[0])).mean((1, 2, 3))
@@ -247,10 +240,10 @@ def test_cuda_skips_and_names_what_is_damaged(pair, damaged, split, cuda):
     for crop, seed in (('resized', 1), ('center', None)):
         plain, _ = pair(damaged, crop, seed, skip_damaged=True)
         _, ours = pair(damaged, crop, seed, cuda, workers=2, skip_damaged=True)
-        assert epoch(ours)[1].tolist() == epoch(plain)[1].tolist() and ours.damaged == len(BAD) - 1
+        assert epoch_of(ours)[1].tolist() == epoch_of(plain)[1].tolist() and ours.damaged == len(BAD) - 1
     plain, _ = pair(damaged, 'center', None)
     _, ours = pair(damaged, 'center', None, cuda)
-    assert message(ours) == message(plain)
+    assert message_of(ours) == message_of(plain)
 
 
 @pytest.mark.gpu
@@ -269,7 +262,7 @@ def test_batches_stay_whole_while_the_next_are_decoded(pair, split, cuda):
     """A step that is slow on the device sees the batch it was given, though memory is used over again."""
     many = split._replace(paths=np.tile(split.paths, 6), labels=split.labels.repeat(6))
     _, ours = pair(many, 'resized', 1, cuda, workers=2, batch_size=20)
-    whole = epoch(ours)
+    whole = epoch_of(ours)
     sums = []
     for batch in ours:
         torch.cuda._sleep(50_000_000)
@@ -287,5 +280,5 @@ def test_training_and_evaluation_with_decode_cuda(tmp_path):
     common = ['--imagenetpath', 'images', '--width', '0.0625', '--batch_size', '4', '--nthread', '2',
               '--decode', 'cuda', '--epochs', '1', '--save', 'run']
     for more in ([], ['--evaluate']):
-        done = conftest.call(imagenet, *common, *more, cwd=tmp_path)
+        done = helpers.call(imagenet, *common, *more, cwd=tmp_path)
         assert (done.status, done.err) == (0, '')

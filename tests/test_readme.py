@@ -10,18 +10,15 @@ from PIL import Image
 from torch.distributed import run as torchrun
 
 import resnet
+from helpers import ROOT, code_blocks
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf'^ *```{language}\n(.*?)^ *```', path.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
     """Lines of shell blocks: scripts of this repository, or make. Those for a new loss are run elsewhere."""
-    texts = [block for path in DOCUMENTS if path.name != 'CONTRIBUTING.md' for block in blocks(path, 'sh')]
+    texts = [block for path in DOCUMENTS if path.name != 'CONTRIBUTING.md'
+             for block in code_blocks(path, 'sh')]
     found = [line.split('#')[0].strip() for text in texts for line in text.splitlines() if line.strip()]
     assert len(found) > 30
     return found
@@ -70,7 +67,7 @@ def test_the_readme_is_one_page():
 
 def test_what_an_evaluation_prints_is_that_of_the_weights():
     """--check compares the table of the weights with their logs."""
-    printed = [line for block in blocks(ROOT / 'README.md', 'text') for line in block.splitlines()]
+    printed = [line for block in code_blocks(ROOT / 'README.md', 'text') for line in block.splitlines()]
     weights = (ROOT / 'results' / 'weights' / 'README.md').read_text()
     assert printed and all(f'`{line}`' in weights for line in printed)
     evaluated = re.findall('--evaluate --student_params (\\S+)', (ROOT / 'README.md').read_text())
@@ -78,13 +75,13 @@ def test_what_an_evaluation_prints_is_that_of_the_weights():
 
 
 CODE = [(path, i) for path in DOCUMENTS if path.name != 'CONTRIBUTING.md'  # test_contributing.py
-        for i in range(len(blocks(path, 'python')))]
+        for i in range(len(code_blocks(path, 'python')))]
 
 
 @pytest.mark.parametrize(('path', 'i'), CODE, ids=lambda value: getattr(value, 'name', value))
 def test_code_runs(path, i, tmp_path, monkeypatch, capsys):
     """In a folder with what the code names: a photo, and exported weights that see one class everywhere."""
-    code = blocks(path, 'python')[i]
+    code = code_blocks(path, 'python')[i]
     if 'hub.load' in code:
         monkeypatch.chdir(ROOT)
     else:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, log_of
 
+from helpers import ROOT, call, log_of
 from tools import jobs, report
 from utils import InputError
 

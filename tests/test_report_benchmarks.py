@@ -2,8 +2,8 @@
 import json
 
 import pytest
-from conftest import ROOT, call
 
+from helpers import ROOT, call
 from tools import report
 from tools.report import documents
 

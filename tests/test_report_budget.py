@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from conftest import call, listing
 from PIL import Image
-from test_report import rows, write
 
+from helpers import call, listing
+from report_logs import rows_of, write_run
 from tools import report
 from tools.report import budget, curves, logs
 
@@ -19,14 +19,14 @@ WEIGHTS = {'alone': {}, 'AT': {'beta': 1e3}, 'KD': {'alpha': 0.9}}
 
 
 def write_budget(folder, **more):
-    write(folder / '1' / 'teacher', [95], depth=16, n_parameters=2000, epochs=1)
+    write_run(folder / '1' / 'teacher', [95], depth=16, n_parameters=2000, epochs=1)
     for method, budgets in ERRORS.items():
         for epochs, errors in budgets.items():
             for seed, error in enumerate(errors, 1):
                 taught = {'teacher_id': 'x/1/teacher', **WEIGHTS[method]} if method != 'alone' else {}
                 save = f'{seed}/{method}_{epochs}'
-                write(folder / save, [50] * (epochs - 1) + [100 - error], seed=seed, save=f'x/{save}',
-                      seconds=1.0, **taught, **more)
+                write_run(folder / save, [50] * (epochs - 1) + [100 - error], seed=seed, save=f'x/{save}',
+                          seconds=1.0, **taught, **more)
     return folder
 
 
@@ -40,7 +40,7 @@ def panels(folder):
 
 
 def test_medians_and_ranges(demo):
-    found = rows(budget.markdown(panels(demo)))
+    found = rows_of(budget.markdown(panels(demo)))
     title = 'WRN-10-1 from WRN-16-1, shapes'
     assert found[f'{title}: error, %, by epochs of training'] == [
         ['alone', '42.00 (40.00-44.00)', '30.00 (28.00-33.00)', '21.00 (20.00-22.00)', '12.00 (10.00-14.00)'],
@@ -50,7 +50,7 @@ def test_medians_and_ranges(demo):
 
 def test_how_many_epochs_a_teacher_saves(demo):
     """Alone has 42, 30, 21, 12 after 5, 10, 20, 40. AT's 33 is 3 of 4 parts of the way from 42 to 30."""
-    found = rows(budget.markdown(panels(demo)))
+    found = rows_of(budget.markdown(panels(demo)))
     title = 'WRN-10-1 from WRN-16-1, shapes: epochs that the student alone needs for the same error'
     assert found[title] == [
         ['AT', f'{5 * 2 ** 0.75:.1f}', '20.0', f'{20 * 2 ** (2 / 3):.1f}', '> 40'],
@@ -81,36 +81,36 @@ def test_notes_tell_seeds_and_machines(demo):
 
 
 def test_unfinished_runs_are_left_out_and_counted(demo):
-    write(demo / '4' / 'alone_5', [1, 1], seed=4, epochs=5)
+    write_run(demo / '4' / 'alone_5', [1, 1], seed=4, epochs=5)
     assert '1 unfinished run left out.' in budget.markdown(panels(demo))
     assert panels(demo)[0].curves[0].errors(5) == [40, 44, 42]
 
 
 def test_other_training_is_another_curve_with_no_baseline(demo):
-    write(demo / 'cosine', [50] * 4 + [70], teacher_id='x/1/teacher', save='x/cosine', beta=1e3,
-          lr_schedule='cosine')
+    write_run(demo / 'cosine', [50] * 4 + [70], teacher_id='x/1/teacher', save='x/cosine', beta=1e3,
+              lr_schedule='cosine')
     names = [curve.name for curve in panels(demo)[0].curves]
     assert 'AT, lr_schedule cosine' in names and len(names) == 4
-    saved = list(rows(budget.markdown(panels(demo))).values())[1]
+    saved = list(rows_of(budget.markdown(panels(demo))).values())[1]
     assert 'AT, lr_schedule cosine' not in [row[0] for row in saved]
 
 
 def test_drops_in_proportion_make_one_curve_and_others_are_refused(tmp_path):
     for epochs, step in [(5, [2]), (10, [4])]:
         for seed in (1, 2):
-            write(tmp_path / f'{seed}/alone_{epochs}', [50] * epochs, seed=seed, epoch_step=step)
-            write(tmp_path / f'{seed}/at_{epochs}', [60] * epochs, seed=seed, epoch_step=step, beta=1.0,
-                  teacher_id='t')
+            write_run(tmp_path / f'{seed}/alone_{epochs}', [50] * epochs, seed=seed, epoch_step=step)
+            write_run(tmp_path / f'{seed}/at_{epochs}', [60] * epochs, seed=seed, epoch_step=step, beta=1.0,
+                      teacher_id='t')
     panel, = panels(tmp_path)
     assert [(curve.name, list(curve.runs)) for curve in panel.curves] == [('alone', [5, 10]), ('AT', [5, 10])]
-    write(tmp_path / '3/alone_5', [50] * 5, seed=3, epoch_step=[3])
+    write_run(tmp_path / '3/alone_5', [50] * 5, seed=3, epoch_step=[3])
     done = call(report, '--budget', tmp_path, cwd=tmp_path)
     assert (done.status, done.out, len(done.errors)) == (2, '', 1) and 'epoch_step' in done.err
 
 
 def test_held_out_errors_are_called_so(tmp_path):
-    write(tmp_path / 'alone', [50], val_images=100)
-    write(tmp_path / 'at', [60], val_images=100, teacher_id='t', beta=1.0)
+    write_run(tmp_path / 'alone', [50], val_images=100)
+    write_run(tmp_path / 'at', [60], val_images=100, teacher_id='t', beta=1.0)
     text = budget.markdown(panels(tmp_path))
     assert 'not on the test set' in text and 'Test error' not in text
 

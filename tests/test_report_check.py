@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 
-import conftest
 import pytest
-from conftest import ROOT, log_of
-from test_cifar import SMALL
 
 import cifar
+from helpers import ROOT, SMALL, call, log_of
 from tools import report
 from tools.report import check
 from training import checkpoint
@@ -23,7 +21,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp('project')
     command = [*SMALL, '--epochs', 2, '--epoch_step', '[2]', '--lr', 0.05, '--sym_beta', 0.1,
                '--max_images', 40, '--save', 'results/a/run']
-    assert conftest.call(cifar, *command, cwd=folder).status == 0
+    assert call(cifar, *command, cwd=folder).status == 0
     run = folder / 'results' / 'a' / 'run'
     rewrite(run, lambda record: record | {'commit': COMMIT, 'train_time': 60.0})
     (run / '.lock').unlink()
@@ -34,7 +32,7 @@ def made(tmp_path_factory):
         f'| [run](a/run) | `{hashlib.sha256((run / "model.pt7").read_bytes()).hexdigest()}` | '
         f'`results/a/run: test {said}` |\n')
     (folder / 'README.md').write_text('<!-- report: results/a -->\n<!-- end of report -->\n')
-    assert conftest.call(report, '--update', 'README.md', cwd=folder).status == 0
+    assert call(report, '--update', 'README.md', cwd=folder).status == 0
     return folder
 
 
@@ -46,7 +44,7 @@ def rewrite(run, change):
 
 
 def checked(folder, *arguments):
-    done = conftest.call(report, '--check', 'results', *arguments, cwd=folder)
+    done = call(report, '--check', 'results', *arguments, cwd=folder)
     assert not done.err
     return done.status, [line for line in done.out.splitlines() if 'FAULT' in line], done.out
 
@@ -128,7 +126,7 @@ def test_weights_without_a_row(made, tmp_path):
 def test_mistakes(tmp_path, arguments):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'empty').mkdir()
-    done = conftest.call(report, *arguments, cwd=tmp_path)
+    done = call(report, *arguments, cwd=tmp_path)
     assert done.status == 2 and len(done.err.splitlines()) == 1 and not done.out
 
 

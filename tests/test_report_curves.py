@@ -3,14 +3,9 @@ import io
 
 import pytest
 from PIL import Image
-from test_report import write, write_demo
 
+from report_logs import write_run
 from tools.report import curves, logs
-
-
-@pytest.fixture
-def demo(tmp_path):
-    return write_demo(tmp_path / 'logs')
 
 
 @pytest.fixture
@@ -45,17 +40,17 @@ def test_lines_are_named_by_what_differs(demo, tmp_path):
     assert names(*demo.glob('*/at'), *demo.glob('*/kd')) == ['AT', 'KD']
     assert names(demo / '1' / 'at') == ['WRN-10-1']
     assert names(demo / '1' / 'teacher', demo / '1' / 'alone') == ['WRN-10-1', 'WRN-16-1']
-    write(tmp_path / 'more' / 'at', [50], teacher_id='other', beta=1e3)
+    write_run(tmp_path / 'more' / 'at', [50], teacher_id='other', beta=1e3)
     assert names(demo / '1' / 'at', tmp_path / 'more') == ['from WRN-16-1', 'from other']
-    write(tmp_path / 'longer' / 'alone', [50, 60, 70])
+    write_run(tmp_path / 'longer' / 'alone', [50, 60, 70])
     assert names(demo / '1' / 'alone', tmp_path / 'longer') == ['2 epochs', '3 epochs']
 
 
 def test_settings_are_named_where_they_differ(tmp_path):
     for i, p in enumerate([1.0, 2.0, 4.0]):
-        write(tmp_path / str(i), [50], teacher_id='t', beta=1e3, map_p=p)
+        write_run(tmp_path / str(i), [50], teacher_id='t', beta=1e3, map_p=p)
     assert names(tmp_path) == ['map_p 1', 'map_p 2', 'map_p 4']
-    write(tmp_path / 'kd', [50], teacher_id='t', alpha=0.9)
+    write_run(tmp_path / 'kd', [50], teacher_id='t', alpha=0.9)
     assert names(tmp_path) == ['AT, map_p 1', 'AT, map_p 2', 'AT, map_p 4', 'KD']
 
 
@@ -75,7 +70,7 @@ def test_curves_are_medians_in_bands(demo, figures):
 
 def test_each_data_set_has_a_panel(tmp_path, figures):
     for name in ('scenes', 'cub'):
-        write(tmp_path / name, [50], dataset=name)
+        write_run(tmp_path / name, [50], dataset=name)
     curves.errors(logs.read([tmp_path]), 'svg', 'Table 4')
     assert [axes.get_title() for axes in figures[0].axes] == ['Table 4, cub', 'Table 4, scenes']
 
@@ -85,7 +80,7 @@ def test_each_data_set_has_a_panel(tmp_path, figures):
 def test_curves_against_time(tmp_path, figures, seconds, unit, scale):
     """Two epochs of 3 seeds, half, once and twice as long: the median is the middle one's."""
     for seed, factor in enumerate([0.5, 1, 2]):
-        write(tmp_path / str(seed), [50, 60], seed=seed, seconds=factor * seconds)
+        write_run(tmp_path / str(seed), [50, 60], seed=seed, seconds=factor * seconds)
     curves.errors(logs.read([tmp_path]), 'svg', x='seconds')
     axes, = figures[0].axes
     assert points(axes) == {'WRN-10-1': [(seconds / scale, 50), (2 * seconds / scale, 40)]}
@@ -93,8 +88,8 @@ def test_curves_against_time(tmp_path, figures, seconds, unit, scale):
 
 
 def test_first_epochs_do_not_press_the_last_ones_together(tmp_path, figures):
-    write(tmp_path / 'a', [10, 20, 92])
-    write(tmp_path / 'b', [10, 20, 95], depth=16)
+    write_run(tmp_path / 'a', [10, 20, 92])
+    write_run(tmp_path / 'b', [10, 20, 95], depth=16)
     curves.errors(logs.read([tmp_path]), 'svg')
     assert figures[0].axes[0].get_ylim() == (0, 32)
 
@@ -108,7 +103,7 @@ def test_same_logs_same_svg_but_for_its_date(demo):
 
 def test_more_lines_than_colours(tmp_path, figures):
     for i in range(9):
-        write(tmp_path / str(i), [50, 60], width=i + 1)
+        write_run(tmp_path / str(i), [50, 60], width=i + 1)
     curves.errors(logs.read([tmp_path]), 'svg')
     pairs = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
     assert len(pairs) == 9
@@ -117,12 +112,12 @@ def test_more_lines_than_colours(tmp_path, figures):
 
 def test_losses_have_a_panel_for_each_term_and_group(tmp_path, figures):
     for seed, at in enumerate([1.0, 2.0, 4.0]):
-        write(tmp_path / f'at{seed}', [50, 60], seed=seed, teacher_id='t', beta=1e3,
-              at_losses=[[at, 0], [at / 10, 0]])
-    write(tmp_path / 'third', [50], teacher_id='t', beta=1e3, at_groups=[2], at_losses=[[3.0, 0]])
-    write(tmp_path / 'both', [50], teacher_id='t', beta=1e3, hint_beta=1.0, at_losses=[[0.5, 0], [0.25, 0]],
-          hint_losses=[[7.0, 0], [8.0, 0]])
-    write(tmp_path / 'alone', [50])
+        write_run(tmp_path / f'at{seed}', [50, 60], seed=seed, teacher_id='t', beta=1e3,
+                  at_losses=[[at, 0], [at / 10, 0]])
+    write_run(tmp_path / 'third', [50], teacher_id='t', beta=1e3, at_groups=[2], at_losses=[[3.0, 0]])
+    write_run(tmp_path / 'both', [50], teacher_id='t', beta=1e3, hint_beta=1.0,
+              at_losses=[[0.5, 0], [0.25, 0]], hint_losses=[[7.0, 0], [8.0, 0]])
+    write_run(tmp_path / 'alone', [50])
     curves.losses(logs.read([tmp_path]), 'svg')
     panels = {axes.get_title(): axes for axes in figures[0].axes}
     every, third, both = 'AT, at_groups all', 'AT, at_groups [2]', 'AT+F-ActT'

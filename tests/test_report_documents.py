@@ -1,15 +1,10 @@
 """Tables in documents, and the command: what it prints, writes and refuses."""
 import pytest
-from conftest import ROOT, call, listing
-from test_report import table, write, write_demo
 
+from helpers import ROOT, call, listing
+from report_logs import table_of, write_run
 from tools import report
 from tools.report import documents, logs, tables
-
-
-@pytest.fixture
-def demo(tmp_path):
-    return write_demo(tmp_path / 'logs')
 
 
 @pytest.mark.parametrize('name', ['README.md', 'docs/results.md', 'docs/speed.md'])
@@ -27,7 +22,7 @@ def test_update_writes_the_tables_between_the_markers(demo, tmp_path):
     document.write_text(empty.format('', 'old | table\n'))
     done = call(report, '--update', 'document.md', cwd=tmp_path)
     assert (done.status, done.out, done.err) == (0, 'document.md is updated\n', '')
-    expected = empty.format(table(demo / '1', demo / '2') + '\n', table(demo / '3' / 'alone') + '\n')
+    expected = empty.format(table_of(demo / '1', demo / '2') + '\n', table_of(demo / '3' / 'alone') + '\n')
     assert document.read_text() == expected
     before = listing(tmp_path)
     done = call(report, '--update', document, cwd='/')
@@ -63,13 +58,13 @@ def test_command_prints_the_table_and_writes_files(demo, run_script):
     done = run_script('tools.report', demo, '--plot', demo / 'curves.png', '--title', 'Three seeds',
                       '--csv', demo / 'table.csv')
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout == table(demo) + '\n'
+    assert done.stdout == table_of(demo) + '\n'
     assert (demo / 'table.csv').read_text() == tables.csv(tables.sections(logs.read([demo])))
     assert (demo / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def other_data_set(folder):
-    write(folder / 'other', [50], dataset='CIFAR10')
+    write_run(folder / 'other', [50], dataset='CIFAR10')
 
 
 def no_runs(folder):
@@ -77,17 +72,17 @@ def no_runs(folder):
 
 
 def no_epochs(folder):
-    write(folder / 'a', [50])
+    write_run(folder / 'a', [50])
     (folder / 'a' / 'log.txt').write_text('{"epoch": 1, "test_a')
 
 
 def foreign(folder):
-    write(folder / 'a', [50])
+    write_run(folder / 'a', [50])
     (folder / 'a' / 'log.txt').write_text('{"epoch": 1, "depth": 10, "width": 1}\n')
 
 
 def array(folder):
-    write(folder / 'a', [50])
+    write_run(folder / 'a', [50])
     (folder / 'a' / 'log.txt').write_text('[1, 2]\n{"epochs": [{"epoch": 1}]}\n"epoch"\n')
 
 
@@ -125,7 +120,7 @@ def picture(folder):
     (None, ['--update', 'a.md'], 'cannot read a.md: No such file or directory'),
 ])
 def test_bad_input_ends_in_one_sentence(tmp_path, spoil, arguments, message):
-    write(tmp_path / 'runs' / 'a', [50, 60])
+    write_run(tmp_path / 'runs' / 'a', [50, 60])
     if spoil:
         spoil(tmp_path / 'spoilt')
     before = sorted(tmp_path.rglob('*'))

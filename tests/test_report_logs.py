@@ -1,39 +1,38 @@
 """Runs from hand-written logs: ours, old ones, and those of the published code."""
 import pytest
-from conftest import call, log_of
-from test_cifar import SMALL
-from test_report import NAN, errors, published, rows, table, write
 
 import cifar
 import imagenet
+from helpers import SMALL, call, log_of
+from report_logs import NAN, errors_of, rows_of, table_of, write_published, write_run
 from tools.report import logs, settings
 from utils import InputError
 
 
 def test_published_logs(tmp_path):
-    published(tmp_path / 'teacher', epoch=1, acc=90)
-    published(tmp_path / 'teacher', epoch=1, acc=91)  # begun again
-    published(tmp_path / 'teacher')
+    write_published(tmp_path / 'teacher', epoch=1, acc=90)
+    write_published(tmp_path / 'teacher', epoch=1, acc=91)  # begun again
+    write_published(tmp_path / 'teacher')
     with open(tmp_path / 'teacher' / 'log.txt', 'a') as log:
         log.write('json_stats: {"depth": 16, "wid')  # the machine went down
     for epoch in (1, 2):
-        published(tmp_path / 'at', epoch, 92, teacher_id='teacher', save='logs/at', beta=1000.0, width=1,
-                  n_parameters=175994)
-    assert rows(table(tmp_path)) == {'WRN-16-1 from WRN-16-2, CIFAR10': [
+        write_published(tmp_path / 'at', epoch, 92, teacher_id='teacher', save='logs/at', beta=1000.0,
+                        width=1, n_parameters=175994)
+    assert rows_of(table_of(tmp_path)) == {'WRN-16-1 from WRN-16-2, CIFAR10': [
         ['WRN-16-1', 'AT', '2', '1', '8.00', '8.00', '7.93', '25 s'],
         ['WRN-16-2', 'alone', '2', '1', '6.25', '6.25', '6.31', '25 s']]}
-    assert errors(tmp_path / 'teacher') == [{1: 9, 2: 6.25}]
+    assert errors_of(tmp_path / 'teacher') == [{1: 9, 2: 6.25}]
 
 
 def test_a_resumed_run_is_one(tmp_path):
     """What lies after the checkpoint that it was taken up from is void; more epochs may be asked for."""
     for epoch, acc in [(1, 10), (2, 20), (3, 30), (2, 50), (3, 60), (4, 70)]:
-        published(tmp_path / 'a', epoch, acc, epochs=4)
-    published(tmp_path / 'a', 5, 80, epochs=5, resume='a/model.pt7')
+        write_published(tmp_path / 'a', epoch, acc, epochs=4)
+    write_published(tmp_path / 'a', 5, 80, epochs=5, resume='a/model.pt7')
     for epoch, acc in [(1, 10), (2, 20), (3, 30), (1, 50), (2, 60)]:
-        published(tmp_path / 'b', epoch, acc, epochs=4)
-    assert errors(tmp_path / 'a') == [{1: 90, 2: 50, 3: 40, 4: 30, 5: 20}]
-    assert errors(tmp_path / 'b') == [{1: 50, 2: 40}]
+        write_published(tmp_path / 'b', epoch, acc, epochs=4)
+    assert errors_of(tmp_path / 'a') == [{1: 90, 2: 50, 3: 40, 4: 30, 5: 20}]
+    assert errors_of(tmp_path / 'b') == [{1: 50, 2: 40}]
 
 
 @pytest.mark.parametrize(('first', 'other'), [
@@ -42,40 +41,40 @@ def test_a_resumed_run_is_one(tmp_path):
 def test_several_runs_in_one_log(tmp_path, first, other):
     """After the last epoch the same options are another run; before it, other ones."""
     for epoch in first:
-        published(tmp_path / 'a', epoch, 50)
+        write_published(tmp_path / 'a', epoch, 50)
     for epoch in (1, 2):
-        published(tmp_path / 'a', epoch, 60, **other)
-    assert errors(tmp_path) == [dict.fromkeys(first, 50), {1: 40, 2: 40}]
+        write_published(tmp_path / 'a', epoch, 60, **other)
+    assert errors_of(tmp_path) == [dict.fromkeys(first, 50), {1: 40, 2: 40}]
 
 
 def test_runs_of_one_log_share_a_row(tmp_path):
     for acc in (90, 91, 95):
         for epoch in (1, 2):
-            published(tmp_path / 'a', epoch, acc)
-    assert [row[3:7] for row in rows(table(tmp_path))['Without a teacher, CIFAR10']] == [
+            write_published(tmp_path / 'a', epoch, acc)
+    assert [row[3:7] for row in rows_of(table_of(tmp_path))['Without a teacher, CIFAR10']] == [
         ['3', '9.00', '8.00', '5.00-10.00']]
 
 
 def test_another_network_is_another_run_whatever_its_epoch(tmp_path):
-    published(tmp_path / 'a', 1, 50)
-    published(tmp_path / 'a', 2, 60, depth=40)
-    assert errors(tmp_path) == [{1: 50}, {2: 40}]
+    write_published(tmp_path / 'a', 1, 50)
+    write_published(tmp_path / 'a', 2, 60, depth=40)
+    assert errors_of(tmp_path) == [{1: 50}, {2: 40}]
 
 
 def test_ours_and_a_published_run_of_the_same_options_share_a_row(tmp_path):
-    published(tmp_path / 'a', epoch=1, epochs=1, acc=92)
-    write(tmp_path / 'b', [94], dataset='CIFAR10', depth=16, width=2.0, n_parameters=693498, lr=0.1,
-          map='sum', map_p=2.0, beta_decay='none', at_groups=None, epoch_step=[60, 120, 160], dtype='float',
-          model='wrn', augment='crop_flip', max_images=0, hint_beta=0.0, compile=False)
-    assert [row[3:7] for row in rows(table(tmp_path))['Without a teacher, CIFAR10']] == [
+    write_published(tmp_path / 'a', epoch=1, epochs=1, acc=92)
+    write_run(tmp_path / 'b', [94], dataset='CIFAR10', depth=16, width=2.0, n_parameters=693498, lr=0.1,
+              map='sum', map_p=2.0, beta_decay='none', at_groups=None, epoch_step=[60, 120, 160],
+              dtype='float', model='wrn', augment='crop_flip', max_images=0, hint_beta=0.0, compile=False)
+    assert [row[3:7] for row in rows_of(table_of(tmp_path))['Without a teacher, CIFAR10']] == [
         ['2', '7.00', '7.00', '6.00-8.00']]
 
 
 def test_an_accuracy_that_is_no_number_is_no_error(tmp_path):
     for epoch, acc in [(1, 90), (2, NAN), (3, 80)]:
-        published(tmp_path / 'a', epoch, acc, epochs=3)
-    assert errors(tmp_path) == [{1: 10, 3: 20}]
-    published(tmp_path / 'b', 1, NAN)
+        write_published(tmp_path / 'a', epoch, acc, epochs=3)
+    assert errors_of(tmp_path) == [{1: 10, 3: 20}]
+    write_published(tmp_path / 'b', 1, NAN)
     with pytest.raises(InputError, match='the test accuracy of no epoch is a number'):
         logs.read([tmp_path])
 
@@ -90,28 +89,28 @@ def test_an_accuracy_that_is_no_number_is_no_error(tmp_path):
     ({'teacher_params': '', 'depth': 18}, 'ResNet-18'),
     ({'teacher_params': '', 'depth': 34, 'width': 0.5}, 'ResNet-34 x 0.5')])
 def test_names_of_networks(tmp_path, options, name):
-    write(tmp_path / 'a', [50], **options)
+    write_run(tmp_path / 'a', [50], **options)
     assert [run.student for run in logs.read([tmp_path])] == [name]
 
 
 def test_the_teacher_is_found_as_it_lay_or_named_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / 'logs' / 'big', [50], depth=28, width=2.5)
-    write(tmp_path / 'moved' / 'teachers' / '1', [50], model='nin', width=192)
-    write(tmp_path / 'moved' / 'at' / '1', [50], teacher_id='x/teachers/1', save='x/at/1', beta=1.0)
+    write_run(tmp_path / 'logs' / 'big', [50], depth=28, width=2.5)
+    write_run(tmp_path / 'moved' / 'teachers' / '1', [50], model='nin', width=192)
+    write_run(tmp_path / 'moved' / 'at' / '1', [50], teacher_id='x/teachers/1', save='x/at/1', beta=1.0)
     for i, teacher in enumerate(['big', 'logs/big', str(tmp_path / 'logs' / 'big' / 'model.pt7'),
                                  'some/weights.pt7', 'torchvision:resnet34', '/w/resnet-34-export.hkl']):
-        write(tmp_path / 'elsewhere' / str(i), [50], teacher_id=teacher, save=f'run{i}', beta=1.0)
+        write_run(tmp_path / 'elsewhere' / str(i), [50], teacher_id=teacher, save=f'run{i}', beta=1.0)
     assert [run.teacher for run in logs.read(['elsewhere'])] == [
         'WRN-28-2.5', 'WRN-28-2.5', 'WRN-28-2.5', 'weights.pt7', 'ResNet-34', 'ResNet-34']
     assert [run.teacher for run in logs.read(['moved'])] == ['NIN-wide', '']
 
 
 def test_losses_are_those_of_their_groups(tmp_path):
-    write(tmp_path / 'a', [50], at_losses=[[0.5, 0.1]], at_groups=[2], hint_losses=[[0.25, 0]],
-          sym_losses=[[1, 0], [2, 0]], grad_losses=[[3, 0]], l2_losses=[[None, None]])
-    published(tmp_path / 'b', 1, at_losses=[[NAN, NAN], [4, NAN], [5, 0]])
-    published(tmp_path / 'b', 2, at_losses=[])
+    write_run(tmp_path / 'a', [50], at_losses=[[0.5, 0.1]], at_groups=[2], hint_losses=[[0.25, 0]],
+              sym_losses=[[1, 0], [2, 0]], grad_losses=[[3, 0]], l2_losses=[[None, None]])
+    write_published(tmp_path / 'b', 1, at_losses=[[NAN, NAN], [4, NAN], [5, 0]])
+    write_published(tmp_path / 'b', 2, at_losses=[])
     first, second = logs.read([tmp_path])
     assert first.losses == {
         'AT': {'group 2': {1: 0.5}}, 'F-ActT': {'group 2': {1: 0.25}}, 'gradient AT': {'': {1: 3}},
@@ -130,22 +129,22 @@ def test_losses_are_those_of_their_groups(tmp_path):
     ({'kind': 'VGG', 'depth': 9, 'width': 1}, 'weights.hkl'), ({'kind': ['WRN']}, 'weights.hkl'),
     (7, 'weights.hkl')])
 def test_a_teacher_from_a_file_by_what_the_student_s_log_says(tmp_path, teacher, name):
-    write(tmp_path / 'at', [60], teacher_id='/gone/weights.hkl', teacher=teacher, beta=1e3)
+    write_run(tmp_path / 'at', [60], teacher_id='/gone/weights.hkl', teacher=teacher, beta=1e3)
     assert logs.read([tmp_path])[0].teacher == name
 
 
 def test_a_teacher_s_own_log_says_what_a_nin_lacks_unless_it_is_of_another_network(tmp_path):
     """Another run may have taken the teacher's folder since."""
-    write(tmp_path / 'nin', [50], model='nin', width=192, no_pool_relu=True)
-    write(tmp_path / 'nin_again', [50], model='nin', width=96, no_bn=True, no_pool_relu=True)
-    write(tmp_path / 'nin_other', [50], model='nin', width=96, no_bn=True)
-    write(tmp_path / 'wrn', [50], depth=16, width=10.0)
+    write_run(tmp_path / 'nin', [50], model='nin', width=192, no_pool_relu=True)
+    write_run(tmp_path / 'nin_again', [50], model='nin', width=96, no_bn=True, no_pool_relu=True)
+    write_run(tmp_path / 'nin_other', [50], model='nin', width=96, no_bn=True)
+    write_run(tmp_path / 'wrn', [50], depth=16, width=10.0)
     for teacher, fields in [('nin', {'kind': 'NIN', 'depth': 9, 'width': 192}),
                             ('nin_again', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
                             ('nin_other', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
                             ('wrn', {'kind': 'WRN', 'depth': 16, 'width': 1})]:
-        write(tmp_path / f'from_{teacher}', [60], teacher_id=teacher, save=f'logs/from_{teacher}', beta=1.0,
-              teacher=fields)
+        write_run(tmp_path / f'from_{teacher}', [60], teacher_id=teacher, save=f'logs/from_{teacher}',
+                  beta=1.0, teacher=fields)
     assert [run.teacher for run in logs.read(sorted(tmp_path.glob('from_*')))] == [
         'NIN-wide, no ReLU before pooling', 'NIN-thin, no BN, no ReLU before pooling',
         'NIN-thin, no ReLU before pooling', 'WRN-16-1']
@@ -156,9 +155,9 @@ def test_a_teacher_s_own_log_says_what_a_nin_lacks_unless_it_is_of_another_netwo
 
 def two(tmp_path, first, second):
     """Methods and medians of the rows of two runs of different seeds."""
-    write(tmp_path / 'a', [70], seed=1, **first)
-    write(tmp_path / 'b', [90], seed=2, **second)
-    return sorted((row[1], row[4]) for row in rows(table(tmp_path))['Without a teacher, shapes'])
+    write_run(tmp_path / 'a', [70], seed=1, **first)
+    write_run(tmp_path / 'b', [90], seed=2, **second)
+    return sorted((row[1], row[4]) for row in rows_of(table_of(tmp_path))['Without a teacher, shapes'])
 
 
 @pytest.mark.parametrize('option', [
@@ -172,8 +171,8 @@ def test_an_option_that_the_report_does_not_know_makes_a_row_and_is_named(tmp_pa
 
 
 def test_an_unknown_option_is_named_in_a_single_row_too(tmp_path):
-    write(tmp_path / 'a', [70], mean_beta=1.0)
-    assert rows(table(tmp_path))['Without a teacher, shapes'][0][1] == 'alone, mean_beta 1'
+    write_run(tmp_path / 'a', [70], mean_beta=1.0)
+    assert rows_of(table_of(tmp_path))['Without a teacher, shapes'][0][1] == 'alone, mean_beta 1'
 
 
 @pytest.mark.parametrize('off', [0, 0.0, False, None, '', 'none', []])

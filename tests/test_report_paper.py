@@ -1,7 +1,7 @@
 """The paper's figures next to runs from hand-written logs."""
 import pytest
-from test_report import rows, table, write
 
+from report_logs import rows_of, table_of, write_run
 from tools.report import logs, paper
 
 
@@ -58,20 +58,20 @@ TAUGHT = R18 | {'teacher_params': 'torchvision:resnet34', 'beta': 1e3}
     (TAUGHT | {'dataset': 'scenes', 'beta': 0.0, 'alpha': 0.9}, None, 28.1)])
 def test_a_figure_stands_beside_runs_of_its_kind_only(tmp_path, options, teacher, error):
     if teacher:
-        write(tmp_path / 'teacher', [50], **CIFAR | teacher)
+        write_run(tmp_path / 'teacher', [50], **CIFAR | teacher)
         options = options | {'teacher_id': 'teacher', 'save': 'logs/student'}
-    write(tmp_path / 'student', [50], **options)
+    write_run(tmp_path / 'student', [50], **options)
     run, = logs.read([tmp_path / 'student'])
     figure = paper.find(run)
     assert (figure and figure.error) == error
 
 
 def test_a_table_of_the_paper_shows_what_is_missing_and_what_is_not_in_it(tmp_path):
-    write(tmp_path / 't', [93], **CIFAR | {'width': 2.0, 'n_parameters': 693498})
+    write_run(tmp_path / 't', [93], **CIFAR | {'width': 2.0, 'n_parameters': 693498})
     for name, options in {'a': {'map': 'max', 'map_p': 1.0}, 'b': {}, 'c': {'beta_decay': 'cosine'}}.items():
-        write(tmp_path / name, [91, 92], beta=1e3, teacher_id='t', save=f'logs/{name}', **CIFAR | options)
-    text = table(tmp_path, number=2)
-    assert rows(text) == {
+        write_run(tmp_path / name, [91, 92], beta=1e3, teacher_id='t', save=f'logs/{name}', **CIFAR | options)
+    text = table_of(tmp_path, number=2)
+    assert rows_of(text) == {
         'Table 2: WRN-16-1 from WRN-16-2, CIFAR10': [
             ['alone', '', '0', 'missing', '', '8.77', ''],
             ['AT, F_sum', '', '0', 'missing', '', '7.99', ''],
@@ -88,17 +88,17 @@ def test_a_table_of_the_paper_shows_what_is_missing_and_what_is_not_in_it(tmp_pa
 
 
 def test_table_3_in_the_order_of_the_paper(tmp_path):
-    write(tmp_path / 'a', [80], **THIN | {'sym_beta': 1.0})
-    text = table(tmp_path, number=3)
-    assert [row[0] + ' ' + row[3] for row in next(iter(rows(text).values()))] == [
+    write_run(tmp_path / 'a', [80], **THIN | {'sym_beta': 1.0})
+    text = table_of(tmp_path, number=3)
+    assert [row[0] + ' ' + row[3] for row in next(iter(rows_of(text).values()))] == [
         'alone missing', 'min-l2 missing', 'gradient AT missing', 'KD missing', 'symmetry 20.00',
         'AT missing']
     assert "The paper's figures: one seed." in text and 'Not in' not in text
 
 
 def test_top_5_where_logs_have_it(tmp_path):
-    write(tmp_path / 'a', [70], **R18 | {'dataset': 'imagenet', 'test_acc5': 89.5})
-    assert rows(table(tmp_path, number=5)) == {'Table 5: ResNet-18 from ResNet-34, imagenet': [
+    write_run(tmp_path / 'a', [70], **R18 | {'dataset': 'imagenet', 'test_acc5': 89.5})
+    assert rows_of(table_of(tmp_path, number=5)) == {'Table 5: ResNet-18 from ResNet-34, imagenet': [
         ['ResNet-18', 'alone', '1', '1', '30.00', '30.00', '10.50', '30.4', '10.8', '60 s'],
         ['ResNet-18', 'AT', '', '0', 'missing', '', '', '29.3', '10', ''],
         ['ResNet-34', 'alone', '', '0', 'missing', '', '', '26.1', '8.3', '']]}
@@ -106,25 +106,25 @@ def test_top_5_where_logs_have_it(tmp_path):
 
 def test_table_4_is_of_two_data_sets(tmp_path):
     for name in ('cub', 'scenes'):
-        write(tmp_path / name, [70], **TAUGHT | {'dataset': name, 'finetune': 'x'})
-    found = rows(table(tmp_path, number=4))
+        write_run(tmp_path / name, [70], **TAUGHT | {'dataset': name, 'finetune': 'x'})
+    found = rows_of(table_of(tmp_path, number=4))
     assert {title: [row[4] for row in part] for title, part in found.items()} == {
         f'Table 4: ResNet-18 from ResNet-34, {name}': ['missing', 'missing', '30.00', 'missing']
         for name in ('cub', 'scenes')}
 
 
 def test_a_table_of_the_first_images_has_the_figures_and_says_so(tmp_path):
-    write(tmp_path / 'alone', [60], **CIFAR | {'max_images': 512})
-    found = rows(table(tmp_path, number=2))
+    write_run(tmp_path / 'alone', [60], **CIFAR | {'max_images': 512})
+    found = rows_of(table_of(tmp_path, number=2))
     title, part = next(iter(found.items()))
     assert title == 'Table 2: WRN-16-1 from WRN-16-2, CIFAR10 (first 512 images)'
     assert [row[-2] for row in part] == ['8.77', '7.99', '7.93', '8.09', '8.08']
 
 
 def test_a_table_of_other_data_has_its_rows_without_the_figures(tmp_path):
-    write(tmp_path / 'alone', [60], **CIFAR | {'dataset': 'CIFAR100'})
-    text = table(tmp_path, number=2)
-    assert rows(text) == {'Table 2: WRN-16-1 from WRN-16-2, CIFAR100': [
+    write_run(tmp_path / 'alone', [60], **CIFAR | {'dataset': 'CIFAR100'})
+    text = table_of(tmp_path, number=2)
+    assert rows_of(text) == {'Table 2: WRN-16-1 from WRN-16-2, CIFAR100': [
         ['alone', '1', '1', '40.00', '40.00', '60 s'],
         *([f'AT, {mapping}', '', '0', 'missing', '', '']
           for mapping in ('F_sum', 'F_sum^2', 'F_sum^4', 'F_max^1'))],
@@ -135,6 +135,6 @@ def test_a_table_of_other_data_has_its_rows_without_the_figures(tmp_path):
 
 @pytest.mark.parametrize('first', [0, 512])
 def test_errors_on_held_out_images_have_no_figures(tmp_path, first):
-    write(tmp_path / 'alone', [60], **CIFAR | {'val_images': 5000, 'max_images': first})
-    text = table(tmp_path, number=2)
-    assert 'paper, %' not in text and '5000 held-out' in next(iter(rows(text)))
+    write_run(tmp_path / 'alone', [60], **CIFAR | {'val_images': 5000, 'max_images': first})
+    text = table_of(tmp_path, number=2)
+    assert 'paper, %' not in text and '5000 held-out' in next(iter(rows_of(text)))

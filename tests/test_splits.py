@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_images import content, picture, write
 from torchvision import datasets
 
 from inputs import folders
+from pictures import content, picture, write_image
 from utils import InputError
 
 CLASSES = {'train': {'n01': 3, 'n02': 2, 'n10': 1}, 'val': {'n01': 1, 'n02': 1, 'n10': 2}}
@@ -19,7 +19,7 @@ def tree(tmp_path):
     for part, classes in CLASSES.items():
         for name, n in classes.items():
             for i in range(n):
-                write(tmp_path / part / name / f'{name}_{i}.{("JPEG", "png", "Jpg")[i]}')
+                write_image(tmp_path / part / name / f'{name}_{i}.{("JPEG", "png", "Jpg")[i]}')
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def cub(tmp_path):
     rows = {'images': '{i} {0}/{1}', 'image_class_labels': '{i} {2}', 'train_test_split': '{i} {3}',
             'bounding_boxes': '{i} {4}'}
     for folder, file, *_ in CUB.values():
-        write(root / 'images' / folder / file)
+        write_image(root / 'images' / folder / file)
     for name, row in rows.items():
         (root / f'{name}.txt').write_text(''.join(row.format(*CUB[i], i=i) + '\n' for i in CUB))
     return root
@@ -45,7 +45,7 @@ def cub(tmp_path):
 @pytest.fixture
 def scenes(tmp_path):
     for name in ('bar/a.jpg', 'bar/b.jpg', 'attic/x y.jpg', 'attic/z.jpg', 'attic/unlisted.jpg'):
-        write(tmp_path / 'Images' / name)
+        write_image(tmp_path / 'Images' / name)
     (tmp_path / 'TrainImages.txt').write_text('bar/a.jpg\nattic/x y.jpg\n')
     (tmp_path / 'TestImages.txt').write_text('bar/b.jpg\r\nattic/z.jpg')  # no end of line, as shipped
     return tmp_path
@@ -67,7 +67,7 @@ def names(split):
 def test_folders_as_torchvision_reads_them(tree, dataset):
     for extra in ('train/n01/.DS_Store', 'train/n01/notes.txt', 'train/n02/._n02_0.JPEG', 'train/list.txt',
                   'val/n01/Thumbs.db', 'train/.cache/x.jpg'):
-        write(tree / extra, b'not an image')
+        write_image(tree / extra, b'not an image')
     for split, part in zip(folders.load(dataset, str(tree)), ('train', 'val'), strict=True):
         for extra in tree.glob(f'{part}/**/.*'):  # torchvision would take hidden files for images
             shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
@@ -102,17 +102,17 @@ def test_folder_takes_test_for_val(tree):
 def test_folders_that_cannot_be_used(tree, tmp_path):
     message = unusable('imagenet', tree / 'nowhere')
     assert str(tree / 'nowhere/train') in message and 'val/<synset>/*.JPEG' in message
-    write(tree / 'file')
+    write_image(tree / 'file')
     assert 'file' in unusable('imagenet', tree / 'file')
     (tree / 'val/n99').mkdir()
     assert str(tree / 'val/n99') in unusable('imagenet', tree) and 'no image' in unusable('imagenet', tree)
-    write(tree / 'val/n99/a.jpg')
+    write_image(tree / 'val/n99/a.jpg')
     assert 'n99' in unusable('imagenet', tree) and str(tree / 'train') in unusable('imagenet', tree)
     for i in range(5):
-        write(tree / f'val/m{i}/a.jpg')
+        write_image(tree / f'val/m{i}/a.jpg')
     assert 'm0, m1, m2 and 3 more' in unusable('imagenet', tree)
     shutil.rmtree(tree / 'val')
-    write(tree / 'val/ILSVRC2012_val_00000001.JPEG')  # as it comes out of the archive
+    write_image(tree / 'val/ILSVRC2012_val_00000001.JPEG')  # as it comes out of the archive
     assert 'one for each class' in unusable('imagenet', tree)
     shutil.rmtree(tree / 'train')
     assert str(tree / 'train') in unusable('folder', tree)
@@ -120,8 +120,8 @@ def test_folders_that_cannot_be_used(tree, tmp_path):
 
 def test_sub_folders_as_torchvision_reads_them(tree):
     for i, name in enumerate(('more/1.jpg', 'more/x/2.png', 'more-b/1.jpg', 'a/0.jpg', 'more/x/a/1.bmp')):
-        write(tree / 'train/n01' / name, content(picture(i), 'PNG'))
-    write(tree / 'train/n02/.hidden/1.jpg')
+        write_image(tree / 'train/n01' / name, content(picture(i), 'PNG'))
+    write_image(tree / 'train/n02/.hidden/1.jpg')
     train, _ = folders.load('folder', tree)
     shutil.rmtree(tree / 'train/n02/.hidden')
     expected = datasets.ImageFolder(str(tree / 'train'))
@@ -132,8 +132,8 @@ def test_sub_folders_as_torchvision_reads_them(tree):
 
 def test_what_is_left_out_is_counted(tree):
     for name in ('2.jfif', '3.jpg?w=300', '7', 'more/8.txt'):
-        write(tree / 'train/n01' / name)
-    write(tree / 'val/n02/list.csv')
+        write_image(tree / 'train/n01' / name)
+    write_image(tree / 'val/n02/list.csv')
     for link in ('up', 'self'):  # to folders, which may lead anywhere
         (tree / 'train/n02' / link).symlink_to('..' if link == 'up' else '.')
     train, test = folders.load('folder', tree)
@@ -148,11 +148,11 @@ def test_layouts_of_others_are_named(tree):
     """Tiny-ImageNet with its images of all classes in one folder; other names; a folder too many."""
     for name in CLASSES['train']:
         for file in list((tree / 'train' / name).iterdir()):
-            write(tree / 'train' / name / 'images' / file.name)
+            write_image(tree / 'train' / name / 'images' / file.name)
             file.unlink()
     (tree / 'val').rename(tree / 'sorted')
-    write(tree / 'val/val_annotations.txt', b'val_0.JPEG n01 0 0 9 9')
-    write(tree / 'val/images/val_0.JPEG')
+    write_image(tree / 'val/val_annotations.txt', b'val_0.JPEG n01 0 0 9 9')
+    write_image(tree / 'val/images/val_0.JPEG')
     message = unusable('imagenet', tree)
     assert 'only images' in message and 'n01, n02, n10' in message and str(tree / 'val') in message
     shutil.rmtree(tree / 'val')

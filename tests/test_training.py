@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import THREADS, log_of, train
 
 import cifar
 import resnet
 import training
 import utils
+from helpers import THREADS, log_of, train
 from inputs import cifar as data
 from inputs import shapes
 from method import Output, evaluation_step, training_step

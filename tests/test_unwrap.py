@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
 from torch import nn
 
 import resnet
 import utils
+from helpers import ROOT
 from training import checkpoint
 from utils import InputError
 from weights import tensors

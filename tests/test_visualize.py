@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import call
 from PIL import Image
 
 import nin
 import resnet
+from helpers import call
 from inputs import cifar as data
 from inputs import images, shapes
 from tools import looks, visualize

@@ -19,9 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import ROOT
-from test_checkpoint import Payload
 
+from helpers import ROOT, Payload
 from utils import InputError
 from weights import tensors
 
