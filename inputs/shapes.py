@@ -49,85 +49,58 @@ def _wedge(u: np.ndarray, v: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray
     return rho * np.cos(angle), rho * np.sin(angle)
 
 
-def _disc(u, v, form):
-    return np.hypot(u, v) - 0.85
-
-
-def _ring(u, v, form):
-    return np.abs(np.hypot(u, v) - (0.72 - 0.06 * form)) - (0.16 + 0.06 * form)
-
-
-def _crescent(u, v, form):
-    return np.maximum(np.hypot(u, v) - 1, 0.8 - np.hypot(u - (0.4 + 0.15 * form), v))
-
-
-def _triangle(u, v, form):
-    return _wedge(-u, v, 3)[0] - 0.5
-
-
-def _square(u, v, form):
-    return np.maximum(np.abs(u), np.abs(v)) - 0.7
-
-
-def _pentagon(u, v, form):
-    return _wedge(-u, v, 5)[0] - 0.76
-
-
-def _star(u, v, form):
+def _star(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
     x, y = _wedge(u, v, 5)
     notch = 0.42 + 0.08 * form  # radius of the inner corners
     nx, ny = notch * sin(pi / 5), 1 - notch * cos(pi / 5)  # normal to the edge from (1, 0) to one
     return ((x - 1) * nx + y * ny) / np.hypot(nx, ny)
 
 
-def _cross(u, v, form):
+def _cross(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
     u, v = np.abs(u), np.abs(v)
     return np.maximum(np.maximum(u, v) - 0.94, np.minimum(u, v) - (0.24 + 0.08 * form))
 
 
-def _heart(u, v, form):
+def _heart(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
     k = 0.75  # half the diagonal of a square on its corner; a disc on each of its upper sides
     u, v = np.abs(u), v - 0.1
     return np.minimum((u + np.abs(v) - k) / sqrt(2), np.hypot(u - k / 2, v + k / 2) - k / sqrt(2))
 
 
-def _arrow(u, v, form):
+def _arrow(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
     v = np.abs(v)
     head = np.maximum(-0.05 - u, 0.6 * u + 0.8 * v - 0.6)
     return np.minimum(head, np.maximum(np.abs(u + 0.45) - 0.5, v - (0.2 + 0.06 * form)))
 
 
-def _blob(u, v, form):
-    b = 0.35 + 0.3 * form
-    return (np.hypot(u, v / b) - 1) * b
-
-
-def _strokes(u, v, angle):
+def _strokes(u: np.ndarray, v: np.ndarray, angle: np.ndarray | np.floating) -> np.ndarray:
     """Two strokes from the origin, at +- angle to u; pi / 2 makes one line of them."""
     c, s, v = np.cos(angle), np.sin(angle), np.abs(v)
     t = np.clip(u * c + v * s, 0, 1)
     return np.hypot(u - t * c, v - t * s) - 0.22
 
 
-def _line(u, v, form):
-    return _strokes(u, v, np.float32(pi / 2))
-
-
-def _corner(u, v, form):
-    return _strokes(u + 0.5, v, 0.5 + 0.6 * form)
-
-
-def _arc(u, v, form):
+def _arc(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
     u, v, angle = u + 0.5, np.abs(v), 0.8 + 0.6 * form
     c, s = np.cos(angle), np.sin(angle)
     return np.where(v * c < u * s, np.abs(np.hypot(u, v) - 1), np.hypot(u - c, v - s)) - 0.22
 
 
 SHAPES: dict[str, Figure] = {
-    'disc': _disc, 'ring': _ring, 'crescent': _crescent, 'triangle': _triangle, 'square': _square,
-    'pentagon': _pentagon, 'star': _star, 'cross': _cross, 'heart': _heart, 'arrow': _arrow}
+    'disc': lambda u, v, form: np.hypot(u, v) - 0.85,
+    'ring': lambda u, v, form: np.abs(np.hypot(u, v) - (0.72 - 0.06 * form)) - (0.16 + 0.06 * form),
+    'crescent': lambda u, v, form: np.maximum(
+        np.hypot(u, v) - 1, 0.8 - np.hypot(u - (0.4 + 0.15 * form), v)),
+    'triangle': lambda u, v, form: _wedge(-u, v, 3)[0] - 0.5,
+    'square': lambda u, v, form: np.maximum(np.abs(u), np.abs(v)) - 0.7,
+    'pentagon': lambda u, v, form: _wedge(-u, v, 5)[0] - 0.76,
+    'star': _star, 'cross': _cross, 'heart': _heart, 'arrow': _arrow}
 CLASSES = tuple(SHAPES)
-FRAGMENTS: dict[str, Figure] = {'blob': _blob, 'line': _line, 'corner': _corner, 'arc': _arc}
+FRAGMENTS: dict[str, Figure] = {
+    'blob': lambda u, v, form: (np.hypot(u, v / (0.35 + 0.3 * form)) - 1) * (0.35 + 0.3 * form),
+    'line': lambda u, v, form: _strokes(u, v, np.float32(pi / 2)),
+    'corner': lambda u, v, form: _strokes(u + 0.5, v, 0.5 + 0.6 * form),
+    'arc': _arc}
 
 
 def mask(figure: Figure, x, y, radius, angle, form, size: int = SIZE) -> np.ndarray:
