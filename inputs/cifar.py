@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity
 
 from inputs import shapes
 from utils import InputError, Sample
@@ -77,27 +76,22 @@ def held_out(labels: Tensor, n: int) -> Tensor:
 
 
 def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]]:
+    """A split, from files that torchvision downloads if one is missing or damaged."""
     kind = getattr(datasets, name)
-    folder = os.path.join(root, kind.base_folder)
-    files = [*kind.train_list, *kind.test_list, (kind.meta['filename'], kind.meta['md5'])]
-    missing = [file for file, _ in files if not os.path.exists(os.path.join(folder, file))]
-    for file, md5 in files:
-        path = os.path.join(folder, file)
-        if file not in missing and not check_integrity(path, md5):
-            raise InputError(f'{path} is damaged (its md5 is not {md5}): delete {folder} to have {name} '
-                             'downloaded again, or name another folder by --dataroot')
     new = [p for p in (Path(root), *Path(root).parents) if not p.exists()]
     try:
-        with warnings.catch_warnings():  # of numpy 2.4.0 and 2.4.1, about how these files were written
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            # numpy 2.4.0 and 2.4.1 warn about how these files were written
             warnings.simplefilter('ignore', np.exceptions.VisibleDeprecationWarning)
-            split = kind(root, train=train, download=bool(missing))
+            split = kind(root, train=train, download=True)
     except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
         with contextlib.suppress(OSError):
             for made in new:
                 os.rmdir(made)
         reason = str(e).splitlines()[0]
-        raise InputError(f'{name} is not whole in {folder} and could not be downloaded ({reason}): name the '
-                         f'folder with {kind.base_folder} by --dataroot, or use --dataset shapes') from None
+        raise InputError(f'{name} in {os.path.join(root, kind.base_folder)} is incomplete or damaged, and '
+                         f'the download failed ({reason}): name another folder with --dataroot, or use '
+                         '--dataset shapes') from None
     return np.ascontiguousarray(split.data), split.targets  # torchvision gives a view of (N, 3, 32, 32)
 
 
@@ -119,15 +113,15 @@ def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, pad: 
     return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def normalize(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), (pixel - MEAN) / STD, channels last in memory."""
-    mean, std = _mean_std(images.device)
-    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+def normalize(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), (pixel - mean) / std, channels last in memory."""
+    means, stds = _row(mean, std, images.shape[2], images.device)
+    return images.flatten(2).float().sub_(means).div_(stds).view(images.shape).permute(0, 3, 1, 2)
 
 
-@functools.cache
-def _mean_std(device: torch.device) -> Tensor:
-    return torch.tensor([MEAN, STD], device=device)  # made once: a copy to the device would wait for it
+@functools.cache  # a copy to the device in each step would wait for it
+def _row(mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    return torch.tensor([mean, std], device=device).repeat(1, width)  # a whole row: loops over 3 are slow
 
 
 def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, float]]:

@@ -1,7 +1,7 @@
 """Images from files: crops, and a loader with worker processes.
 
     train_set, test_set = folders.load('cub', 'CUB_200_2011')
-    for x, labels, epoch, share in images.Loader(train_set, 64, torch.device('cuda'), 'random', seed=1):
+    for sample in images.Loader(train_set, 64, torch.device('cuda'), 'random', seed=1):
         ...
 """
 import contextlib
@@ -114,17 +114,7 @@ def crop(image: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 # --- batches ---------------------------------------------------------------------------------------------
 
 
-def normalize(x: Tensor) -> Tensor:
-    """uint8 (B, SIZE, SIZE, 3) -> float32 (B, 3, SIZE, SIZE), (x - MEAN) / STD, channels last in memory."""
-    mean, std = _mean_std(x.device)
-    return x.flatten(2).float().sub_(mean).div_(std).view(x.shape).permute(0, 3, 1, 2)
-
-
-@functools.cache
-def _mean_std(device: torch.device) -> Tensor:
-    return torch.tensor([MEAN, STD], device=device).repeat(1, SIZE)  # of a row, as loops over 3 are slow
-
-
+normalize = functools.partial(data.normalize, mean=MEAN, std=STD)  # (B, H, W, 3) -> (B, 3, H, W)
 Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), how many were damaged
 Task = tuple[int, list[int], int]  # an epoch, numbers of images, and the number of a slot
 
@@ -260,8 +250,6 @@ class Loader(data.RankLoader):
     def __init__(
             self, split: Split, batch_size: int, device: torch.device, crop: str, seed: int | None = None,
             workers: int = 4, rank: int = 0, ranks: int = 1, skip_damaged: bool = False):
-        if crop not in CROPS or (crop != 'center' and seed is None):
-            raise InputError(f'no crop {crop!r} with seed {seed}: give one of {CROPS}, and a seed for draws')
         super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
         self.reader: Any = self.kind(split, crop, seed, skip_damaged)

@@ -1,17 +1,16 @@
-"""The loader of images.py, but that JPEG is decoded and cropped on the device, by nvJPEG on a GPU.
+"""The loader of images.py with JPEG decoded and cropped on the GPU (nvJPEG). It has never run on a GPU.
 
-    for x, labels, epoch, share in nvjpeg.Loader(train_set, 256, torch.device('cuda'), 'resized', seed=1):
+    for sample in nvjpeg.Loader(train_set, 256, torch.device('cuda'), 'resized', seed=1):
         ...
 
-Order, windows and mirrors are those of images.Loader, and on a CPU the pixels too. On a GPU they differ by a
-few levels: it computes in floats, and spreads colours over pixels in its own way.
+Order, windows and mirrors are those of images.Loader. On a CPU the pixels are the same too. On a GPU they
+differ by a few levels, because nvJPEG computes in floats and interpolates colours differently.
 """
 import contextlib
 import io
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from PIL import Image
@@ -24,81 +23,59 @@ from inputs.folders import Split
 from inputs.images import Batch, Task
 from utils import InputError
 
-AT_ONCE = 32  # files: their whole images lie on the device together
-
-Files = list[int | bytes]  # of each file the content, or its size in the slot; 0: not for nvJPEG
+AT_ONCE = 32  # files whose whole images are on the device together
 
 
 def suits(content: bytes) -> bool:
-    """Whether a file is a whole JPEG, gray or YCbCr. For all others images.decode has its ways and words."""
-    if not content.endswith(END):  # a decoder may fill up what is missing
+    """Whether a file is a complete JPEG, gray or YCbCr. images.Reader decodes all others."""
+    if not content.endswith(END):  # a decoder may fill in what is missing
         return False
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=['JPEG']) as image:
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(action='ignore'):
+            image = Image.open(io.BytesIO(content), formats=['JPEG'])
             return (image.format == 'JPEG' and image.mode in ('L', 'RGB')
-                    and image.info.get('adobe_transform') != 0  # of three channels: RGB as it is
+                    and image.info.get('adobe_transform') != 0  # three channels that are RGB, not YCbCr
                     and image.width * image.height <= MAX_PIXELS)
-    except Exception:  # PIL lets out whatever comes of damage
+    except Exception:  # PIL raises many types of errors on damaged files
         return False
 
 
-def decode(files: list[Tensor], device: torch.device) -> list[Tensor | None]:
-    """JPEG files, uint8 on the CPU -> uint8 (3, H, W), RGB, on the device; None for what it refuses."""
+def decode(files: list[bytes], device: torch.device) -> list[Tensor | None]:
+    """JPEG files -> uint8 (3, H, W), RGB, on the device; None for a file that the decoder refuses."""
     if not files:
         return []
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of torchvision 0.29, in favour of torchcodec
+        warnings.simplefilter('ignore', DeprecationWarning)  # torchvision 0.29 recommends torchcodec
         try:
-            return decode_jpeg(files, ImageReadMode.RGB, device)
-        except RuntimeError:  # nothing comes of all if one is refused
-            half = len(files) // 2
-    return decode(files[:half], device) + decode(files[half:], device) if half else [None]
+            return decode_jpeg([torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files],
+                               ImageReadMode.RGB, device)
+        except RuntimeError:  # one refused file fails all of them
+            return [image for file in files for image in decode([file], device)] if files[1:] else [None]
 
 
 class Reader(images.Reader):
-    """Reads files, in a worker: reader[epoch, index, slot] are the B at index; decoded() makes the batch."""
+    """Reads files in a worker; decoded() makes the batch in the main process."""
 
-    def work(self, epoch: int, index: list[int], x: Tensor) -> Files:  # type: ignore[override]
-        """Write into the slot what it has room for."""
-        room, start = x.view(-1).numpy(), 0
-        found: Files = []
+    def work(self, epoch: int, index: list[int], x: Tensor) -> list[bytes]:  # type: ignore[override]
+        """The content of the files at index, b'' for those that are not for nvJPEG."""
+        contents = []
         for i in index:
             content = b''
             with contextlib.suppress(OSError), open(self.split.path(i), 'rb') as file:
                 content = file.read()
-            stop = start + len(content)
-            if not suits(content):
-                found.append(0)
-            elif stop > len(room):
-                found.append(content)
-            else:
-                room[start:stop] = np.frombuffer(content, np.uint8)
-                found.append(len(content))
-                start = stop
-        return found
+            contents.append(content if suits(content) else b'')
+        return contents
 
-    def decoded(self, epoch: int, index: list[int], files: Files, x: Tensor, device: torch.device) -> Batch:
-        """The batch of images.Reader, on the device, from what work() has returned and written into x.
-
-        What is not for nvJPEG or refused by it, and what is damaged, goes the way of the CPU, one by one.
-        """
-        room, start = x.view(-1), 0
-        contents, parts = [], []
-        for file in files:
-            if isinstance(file, bytes):
-                contents.append(torch.frombuffer(bytearray(file), dtype=torch.uint8))
-            else:
-                contents.append(room[start:start + file])
-                start += file
+    def decoded(self, epoch: int, index: list[int], contents: list[bytes], device: torch.device) -> Batch:
+        """The batch of images.Reader, on the device. The CPU decodes, one by one, what nvJPEG does not."""
+        parts = []
         for start in range(0, len(index), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            if device.type == 'cuda':  # torchvision decodes in another stream, which does not wait for what
-                torch.cuda.current_stream(device).synchronize()  # this one has to read yet in freed memory
-            whole = iter(decode([content for content in contents[some] if len(content)], device))
+            if device.type == 'cuda':  # torchvision decodes in another stream, which may get memory that the
+                torch.cuda.current_stream(device).synchronize()  # kernels of this one have not read yet
+            whole = iter(decode([content for content in contents[some] if content], device))
             for i, content in zip(index[some], contents[some], strict=True):
-                image = next(whole) if len(content) else None
-                parts.append(self.part(epoch, i, image))
+                parts.append(self.part(epoch, i, next(whole) if content else None))
         pixels, labels, n_damaged = zip(*parts, strict=True)
         return torch.cat([t.to(device) for t in pixels]), torch.cat(labels).to(device), sum(n_damaged)
 
@@ -112,31 +89,18 @@ class Reader(images.Reader):
 
 
 class Loader(images.Loader):
-    """As images.Loader; its workers only read. InputError if torchvision cannot decode on the device.
-
-    The device decodes a batch while it computes the step before: this process waits for the decoder only.
-    """
+    """images.Loader with workers that only read. InputError if torchvision cannot decode on the device."""
 
     kind = Reader
 
     def __init__(self, split: Split, batch_size: int, device: torch.device, *args: Any, **options: Any):
         super().__init__(split, batch_size, device, *args, **options)
         file = io.BytesIO()
-        Image.new('RGB', (images.SIZE, images.SIZE)).save(file, 'JPEG')
-        if decode([torch.frombuffer(file.getbuffer(), dtype=torch.uint8)], device) == [None]:
-            raise InputError(f'torchvision {torchvision.__version__} decodes no JPEG on {device}: leave out '
-                             '--decode cuda')
-        self.stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
+        Image.new('RGB', (8, 8)).save(file, 'JPEG')
+        if decode([file.getvalue()], device) == [None]:
+            raise InputError(f'torchvision {torchvision.__version__} cannot decode JPEG on {device}: leave '
+                             'out --decode cuda')
 
-    def _batch(self, task: Task, result: Files) -> Batch:  # type: ignore[override]
-        epoch, index, slot = task
-        arguments = epoch, index, result, self.reader.slots[slot], self.device
-        if not self.stream:
-            return self.reader.decoded(*arguments)
-        with torch.cuda.stream(self.stream):
-            batch = self.reader.decoded(*arguments)
-        step = torch.cuda.current_stream(self.device)
-        step.wait_stream(self.stream)
-        for t in batch[:2]:
-            t.record_stream(step)  # else its memory would be taken for a next batch while the step reads it
-        return batch
+    def _batch(self, task: Task, result: list[bytes]) -> Batch:  # type: ignore[override]
+        epoch, index, _ = task
+        return self.reader.decoded(epoch, index, result, self.device)

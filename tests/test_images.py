@@ -331,12 +331,6 @@ def test_mirrors_and_offsets_differ_between_images_and_epochs(loader, split):
     assert len({image.numpy().tobytes() for image in torch.cat([x, y])}) > 40
 
 
-@pytest.mark.parametrize(('crop', 'seed'), [('random', None), ('resized', None), ('ten', 1)])
-def test_crops_that_are_not(split, crop, seed):
-    with pytest.raises(InputError, match=crop):
-        images.Loader(split, 4, CPU, crop, seed)
-
-
 def test_a_reader_can_be_sent_to_a_new_process(split):
     reader = pickle.loads(pickle.dumps(images.Reader(split, 'random', 1, False)))
     assert torch.equal(reader.batch(1, [0, 1, 2])[0],

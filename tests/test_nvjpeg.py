@@ -144,10 +144,9 @@ def test_what_the_device_gets():
 
 def test_a_refused_file_costs_no_other_one():
     data = [file(i) if i not in (4, 7) else broken(i) for i in range(9) if i != 2]
-    tensors = [torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in data]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        found = nvjpeg.decode(tensors, CPU)
+        found = nvjpeg.decode(data, CPU)
         assert nvjpeg.decode([], CPU) == []
     assert [image is None for image in found] == [d in (broken(4), broken(7)) for d in data]
     for image, d in zip(found, data, strict=True):
@@ -168,9 +167,9 @@ def test_sound_jpeg_is_decoded_here_and_read_once(pair, split, monkeypatch):
 
 def test_a_reader_can_be_sent_to_a_new_process(split):
     reader = pickle.loads(pickle.dumps(nvjpeg.Reader(split, 'random', 1, False)))
-    index, reader.slots = [0, 1, 2], [torch.zeros(3, 224, 224, 3, dtype=torch.uint8)]
+    index, reader.slots = [0, 1, 2], [None]
     files = reader[1, index, 0]
-    assert torch.equal(reader.decoded(1, index, files, reader.slots[0], CPU)[0], reader.batch(1, index)[0])
+    assert torch.equal(reader.decoded(1, index, files, CPU)[0], reader.batch(1, index)[0])
 
 
 def test_no_room_in_shared_memory(pair, split, monkeypatch):
@@ -186,7 +185,7 @@ def test_a_torchvision_without_decoder(split, monkeypatch):
         raise RuntimeError('decode_jpegs_cuda: torchvision not compiled with nvJPEG support')
 
     monkeypatch.setattr(nvjpeg, 'decode_jpeg', refuse)
-    with pytest.raises(InputError, match='torchvision .* decodes no JPEG on cpu: .*--decode'):
+    with pytest.raises(InputError, match='--decode'):
         nvjpeg.Loader(split, 4, CPU, 'center')
 
 
@@ -234,7 +233,7 @@ def test_cuda_decodes_the_same_windows(pair, split, cuda, crop, seed, workers):
 @pytest.mark.gpu
 def test_cuda_skips_and_names_what_is_damaged(pair, damaged, split, cuda):
     files = [file(0), b'\xff\xd8 no picture \xff\xd9', file(1), file(20)]
-    found = nvjpeg.decode([torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files], cuda)
+    found = nvjpeg.decode(files, cuda)
     assert [image is None for image in found] == [False, True, False, False]
     shutil.copy(f'{split.root}/31.jpg', damaged.path(31))  # who knows what nvJPEG makes of it
     for crop, seed in (('resized', 1), ('center', None)):
