@@ -20,9 +20,8 @@ from weights import tensors
 
 class Kind(NamedTuple):
     """A kind of network: how names and shapes of tensors tell it, what it is called, and who builds it."""
-    title: str  # while its depth and width are not known
+    kind: str  # in logs
     name: str  # with its depth and width
-    log: str  # in logs
     begins: str  # how a name begins that no kind before it in KINDS has
     groups: int  # 3 for images of 32 x 32, 4 for 224 x 224
     layers: tuple[int, int]  # that make up its depth: in a block, and outside of blocks
@@ -78,19 +77,16 @@ WIDE = 'conv0', *(f'group{g}.block0.conv1' for g in range(3))
 IMAGENET = *WIDE, 'group3.block0.conv1'
 FOLDED = tuple(f'{name}.weight' for name in IMAGENET)
 KINDS = (
-    Kind('wide ResNet', 'WRN-{depth}-{width:g}', 'WRN',
-         'bn.', 3, (2, 4), 64, WIDE, _wide),
-    Kind('ResNet', 'ResNet-{depth} of width {width:g}', 'ResNet',
-         'bn0.', 4, (2, 2), 512, IMAGENET, _post_activation),
-    Kind('folded ResNet', 'folded ResNet-{depth} of width {width:g}', 'ResNet',
-         'conv0.', 4, (2, 2), 512, FOLDED, _post_activation, folded=resnet.post_activation),
-    Kind('pre-activation ResNet', 'pre-activation ResNet-{depth} of width {width:g}', 'ResNet',
-         'affine0.', 4, (2, 2), 512, IMAGENET, _pre_activation),
-    Kind('folded wide ResNet', 'folded WRN-{depth}-{width:g}', 'WRN',
-         'affine_last.', 3, (2, 4), 64, WIDE, _wide, folded=resnet.pre_activation),
-    Kind('NIN', 'NIN of width {width:g}', 'NIN',  # folded, it is one without BN
-         'group0.conv0', 3, (3, 0), 1, ('group0.conv0',), _nin,
-         lacks=(('BN', '.running_'), (POOL_RELU, '.conv2'))))
+    Kind('WRN', 'WRN-{depth}-{width:g}', 'bn.', 3, (2, 4), 64, WIDE, _wide),
+    Kind('ResNet', 'ResNet-{depth} of width {width:g}', 'bn0.', 4, (2, 2), 512, IMAGENET, _post_activation),
+    Kind('ResNet', 'folded ResNet-{depth} of width {width:g}', 'conv0.', 4, (2, 2), 512, FOLDED,
+         _post_activation, folded=resnet.post_activation),
+    Kind('ResNet', 'pre-activation ResNet-{depth} of width {width:g}', 'affine0.', 4, (2, 2), 512, IMAGENET,
+         _pre_activation),
+    Kind('WRN', 'folded WRN-{depth}-{width:g}', 'affine_last.', 3, (2, 4), 64, WIDE, _wide,
+         folded=resnet.pre_activation),
+    Kind('NIN', 'NIN of width {width:g}', 'group0.conv0', 3, (3, 0), 1, ('group0.conv0',), _nin,
+         lacks=(('BN', '.running_'), (POOL_RELU, '.conv2'))))  # folded, it is a NIN without BN
 
 
 def load(path: Path | str) -> tuple[Network, Params]:
@@ -134,7 +130,7 @@ def fields(params: Params) -> dict[str, Any] | None:
     if not params:
         return None
     found = _find(params)
-    known = {'kind': found.kind.log, 'depth': found.depth, 'width': found.width}
+    known = {'kind': found.kind.kind, 'depth': found.depth, 'width': found.width}
     return known | ({'pool_relu': POOL_RELU not in found.lacks} if found.kind.lacks else {})
 
 
@@ -231,7 +227,7 @@ def _find(params: Params, source: str = 'this dictionary') -> Found:
     def output(name: str) -> int:
         t = params.get(name, params.get(name + '.weight'))
         if t is None or not t.dim() or not t.numel():
-            raise InputError(f'{source} looks like a {kind.title} but lacks {name}')
+            raise InputError(f'{source} looks like a {kind.kind} but lacks {name}')
         return t.shape[0]
 
     blocks = []
