@@ -77,6 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
+    pace = training.Pace()  # --max_hours count from here
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
         if opt.evaluate:
@@ -108,7 +109,7 @@ def main() -> None:
         h = training_step(opt, f_s, student, f_t, teacher)
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
         facts = {'num_classes': num_classes, 'teacher': networks.fields(teacher)}
-        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts)
+        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, pace=pace)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
         engine = Engine()
@@ -124,7 +125,7 @@ def main() -> None:
 def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     """Print loss and error of trained weights."""
     path = options.evaluated(opt)
-    f, params = training.load(path, opt.dataset, data.CLASSES[opt.dataset], device)
+    f, params = training.load(path, opt.dataset, data.CLASSES[opt.dataset], device, None, opt.val_images)
     _, test_set = load(opt, device)
     opt = fast.chosen(opt, device, steps=0)
     h_test = evaluation_step(f, params, opt.dtype)

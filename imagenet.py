@@ -80,6 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
+    pace = training.Pace()  # --max_hours count from here
     opt = parse(sys.argv[1:])
     with devices.start(opt) as device:
         if opt.evaluate:
@@ -119,7 +120,7 @@ def main() -> None:
         h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
         facts = {'num_classes': num_classes, 'classes': classes, 'teacher': networks.fields(teacher)}
-        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, TOPK)
+        run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, TOPK, pace)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
         engine = Engine()

@@ -441,10 +441,11 @@ def test_another_network_or_data_set_is_refused(tmp_path, capsys, name, value):
 
 def test_other_changes_are_noted(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
-    Folder(options(tmp_path / 'new', run, dataroot='elsewhere'))
+    folder = Folder(options(tmp_path / 'new', run, dataroot='elsewhere'))
+    assert folder.changes(options(tmp_path / 'new', run, dataroot='elsewhere', dtype='')) == []
+    change, = folder.changes(options(run, 'auto', lr=0.5, new_option=3))
+    assert '--lr 0.5' in change and '0.1' in change
     assert capsys.readouterr() == ('', '')
-    Folder(options(run, 'auto', lr=0.5, new_option=3))
-    assert capsys.readouterr().err == 'note: the run goes on with --lr 0.5; it began with 0.1\n'
 
 
 def test_places_that_cannot_be_written(tmp_path):

@@ -253,6 +253,20 @@ def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
         assert f'test loss {record["test_loss"]:.4f} accuracy {right:.2f}' in done.out
 
 
+@pytest.mark.parametrize(('of_teacher', 'noted'), [
+    ([], True), (['--val_images', 20], True), (['--val_images', 31], False)])
+def test_a_teacher_that_may_have_seen_the_held_out_images(tmp_path, of_teacher, noted):
+    command = [*SMALL, '--epochs', 1]
+    assert call(*command, *of_teacher, '--save', 'teacher', cwd=tmp_path).status == 0
+    for more in (['--teacher_id', 'teacher', '--alpha', 0.9, '--save', 'student'],
+                 ['--evaluate', '--student_params', 'teacher']):
+        done = call(*command, '--val_images', 31, *more, cwd=tmp_path)
+        assert (done.status, done.errors) == (0, [])
+        assert done.err.count('\n') == done.err.count('held-out') == noted
+    done = call(*command, '--teacher_id', 'teacher', '--alpha', 0.9, '--save', 'other', cwd=tmp_path)
+    assert (done.status, done.err) == (0, '')
+
+
 def test_signals_end_a_run_that_the_printed_command_goes_on_with(tmp_path, small):
     """SIGTERM, then the command that it printed, to which SIGINT comes."""
     arguments = [*SMALL, '--batch_size', '8', '--save', 'logs/a run', '--epochs', '1000', '--lr', '0.01']

@@ -138,12 +138,10 @@ def is_done(job: Job) -> bool:
     if job.opt.evaluate:
         said = lines(job.out)
         return f'$ {job.command}' in said and said[-1].startswith(f'{options.evaluated(job.opt)}: test loss ')
-    with contextlib.redirect_stderr(io.StringIO()) as notes:
-        folder = checkpoint.Folder(job.opt)
-    if notes.getvalue():  # a table must not mix runs of several schedules
-        note = notes.getvalue().splitlines()[0].removeprefix('note: ')
-        raise InputError(f'{job.opt.save} holds another run ({note}): give the options of then, or another '
-                         'folder, to a recipe by LOGS=folder')
+    folder = checkpoint.Folder(job.opt)
+    if changes := folder.changes(job.opt):  # a table must not mix runs of several schedules
+        raise InputError(f'{job.opt.save} holds another run ({changes[0]}): give the options of then, or '
+                         'another folder, to a recipe by LOGS=folder')
     if folder.state is None or folder.state['epoch'] < job.opt.epochs:
         return False
     folder.complete_log()

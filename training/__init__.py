@@ -6,7 +6,8 @@
         engine.train(h, train_loader, opt.epochs, run.optimizer)
 """
 from training.meters import Meters, evaluate, n_damaged
+from training.progress import Pace
 from training.run import Run, sgd
 from training.trained import folder_of, load, load_teacher
 
-__all__ = ['Meters', 'Run', 'evaluate', 'folder_of', 'load', 'load_teacher', 'n_damaged', 'sgd']
+__all__ = ['Meters', 'Pace', 'Run', 'evaluate', 'folder_of', 'load', 'load_teacher', 'n_damaged', 'sgd']

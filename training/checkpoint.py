@@ -7,9 +7,7 @@ Reading runs no code from the file; writing leaves either the old file or the ne
 import argparse
 import contextlib
 import io
-import itertools
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -23,7 +21,9 @@ from weights.pickled import read
 from weights.tensors import LOG, MODEL
 
 LOCK = '.lock'
-UNDECIDED = ('dtype', ''), ('compile', None)  # as parsed with --fast, before a run starts
+FIXED = ('model', 'depth', 'width', 'dataset', 'val_images', 'freeze')  # options that cannot change
+UNNOTED = ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ngpu', 'nthread', 'max_hours',
+           'tensorboard', 'compile')  # options that change no result
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -74,70 +74,57 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return epochs
 
 
-def dataset_of(source: Path | str) -> str | None:
-    """The data set that weights were trained on: from the log or options of a run, or from an export.
-
-    None where nothing names it.
-    """
-    if not tensors.is_address(source):
-        path = Path(source)
-        model = path / MODEL if path.is_dir() else path
-        log = model.with_name(LOG)
-        if log.exists() and model.name == MODEL and (epochs := read_log(log)):
-            return _text(epochs[-1].get('dataset'))
+def options_of(source: Path | str) -> dict[str, Any]:
+    """What is known of the training of weights: options in the file, and in the log next to a checkpoint."""
     try:
-        return tensors.read_export(source)[1]
+        options = tensors.read_with_options(source)[1]
     except InputError:
-        return None
+        options = {}
+    known = dict(options) if is_plain(options) else {}
+    path = Path(source, MODEL) if Path(source).is_dir() else Path(source)
+    log = path.with_name(LOG)
+    if path.name == MODEL and log.exists() and (epochs := read_log(log)):
+        known |= epochs[-1] | {'classes': known.get('classes')}  # the log has a short form of them
+    return known
 
 
-def classes_of(path: Path | str) -> list[str] | None:
-    """The names of classes that a run's folder or a checkpoint knows; None where nothing tells."""
-    try:
-        state = read(Path(path) / MODEL if Path(path).is_dir() else path)
-    except InputError:  # weights in another form
-        return None
-    known = state.get('options') if isinstance(state, dict) else None
-    names = known.get('classes') if isinstance(known, dict) else None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def dataset_of(source: Path | str) -> str | None:
+    """The data set that weights were trained on, if it is known."""
+    name = options_of(source).get('dataset')
+    return name if isinstance(name, str) else None
 
 
 def write_log(path: Path, epochs: list[dict[str, Any]]) -> None:
-    """Write the epochs, one strict JSON line each: what is not finite becomes null."""
-    text = ''.join(json.dumps(_strict(record), allow_nan=False) + '\n' for record in epochs)
-    write_atomically(path, text.encode())
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Write the epochs, one strict JSON line each: NaN and infinity become null."""
+    strict = (json.loads(json.dumps(record), parse_constant=lambda _: None) for record in epochs)
+    write_atomically(path, ''.join(json.dumps(record) + '\n' for record in strict).encode())
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is of numbers, strings, lists and dictionaries as a line of the log has them.
+    """Whether a value consists of numbers, strings, lists and dictionaries, as a line of the log does.
 
-    A few bytes of a stranger's pickle nest lists without end, or double them 40 times over.
+    A few bytes of a hostile file can nest lists without end, or double them 40 times: both are limited.
     """
-    level = [value]
-    for _ in range(10):
-        if len(level) > 100_000 or not all(
-                v is None or isinstance(v, bool | int | float | str | list | tuple | dict) for v in level):
+    budget = iter(range(100_000))
+
+    def plain(value: Any, depth: int) -> bool:
+        if depth > 10 or next(budget, None) is None:
             return False
-        inner = [v for v in level if isinstance(v, list | tuple | dict)]
-        if not inner:
-            return True
-        if not all(isinstance(key, str) for v in inner if isinstance(v, dict) for key in v):
-            return False
-        parts = (part for v in inner for part in (v.values() if isinstance(v, dict) else v))
-        level = list(itertools.islice(parts, 100_001))
-    return False
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(inner, depth + 1) for key, inner in value.items())
+        if isinstance(value, list | tuple):
+            return all(plain(inner, depth + 1) for inner in value)
+        return value is None or isinstance(value, bool | int | float | str)
+
+    return plain(value, 1)
+
+
+def is_checkpoint(state: Any) -> bool:
+    """Whether a file holds all that a run resumes from."""
+    kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict, 'record': dict}
+    return (isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
+            and is_plain(state['options']) and is_plain(state['record'])
+            and 0 < state['epoch'] < 2**31 and state['record'].get('epoch') == state['epoch'])
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------
@@ -157,27 +144,21 @@ class Folder:
         self.source = self.model if opt.resume in ('', 'auto') else Path(opt.resume)
         if self.source.is_dir():
             self.source /= MODEL
-        goes_on = opt.resume and self.source.resolve() == self.model.resolve()
-        if (self.model.exists() or self.log.exists()) and not goes_on:
+        own = opt.resume and self.source.resolve() == self.model.resolve()
+        if any(self.found) and not own:
             raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
                              'or name another folder by --save')
-        if not opt.resume:
+        if not opt.resume or opt.resume == 'auto' and not any(self.found):
             return
-        if opt.resume == 'auto' and not self.source.exists():
-            if self.log.exists():
-                raise InputError(f'{self.log} has epochs but {self.model} is gone: bring it back, '
-                                 'or name another folder by --save')
-            return
+        if opt.resume == 'auto' and not self.model.exists():
+            raise InputError(f'{self.log} has epochs but {self.model} is gone: bring it back, '
+                             'or name another folder by --save')
         self.state = read(self.source)
-        kinds = {'params': dict, 'optimizer': dict, 'epoch': int, 'options': dict, 'record': dict}
-        if not isinstance(self.state, dict) or any(
-                type(self.state.get(k)) is not kinds[k] for k in kinds) or not all(
-                is_plain(self.state[k]) for k in ('options', 'record')) or not (
-                0 < self.state['epoch'] < 2**31 and self.state['record'].get('epoch') == self.state['epoch']):
+        if not is_checkpoint(self.state):
             raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
                              'published code can teach, and be evaluated by --evaluate')
-        self._compare(opt, self.state['options'])
-        self.saved = self.state['epoch'] if goes_on else 0
+        self.changes(opt)
+        self.saved = self.state['epoch'] if own else 0
         log = self.source.with_name(LOG)
         # The checkpoint is saved before the log: a kill between the two leaves a line to add.
         before = [e for e in read_log(log) if e['epoch'] < self.state['epoch']] if log.exists() else []
@@ -185,18 +166,19 @@ class Folder:
         if (n := self.state['epoch'] - len(self.epochs)) > 0:
             print(f'note: {log} lacks the lines of {n} epochs before {self.state["epoch"]}', file=sys.stderr)
 
-    def _compare(self, opt: argparse.Namespace, before: dict[str, Any]) -> None:
+    def changes(self, opt: argparse.Namespace) -> list[str]:
+        """Options that differ from those of the run to resume; InputError for one that cannot change."""
+        changed, before = [], self.state['options'] if self.state else {}
         for name, value in vars(opt).items():
-            # By their text, since a stranger's file may hold values of any kind.
-            if (name, value) in UNDECIDED or name not in before or repr(before[name]) == repr(value):
+            # Compared as text, because a hostile file may hold any type. --fast chooses dtype later.
+            if name not in before or repr(before[name]) == repr(value) or (name, value) == ('dtype', ''):
                 continue
-            fixed = name in ('model', 'depth', 'width', 'dataset', 'val_images', 'freeze')
-            if fixed or name == 'finetune' and not (before[name] and value):
+            if name in FIXED or name == 'finetune' and not (before[name] and value):
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
-            if name not in ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id',
-                            'ngpu', 'nthread', 'max_hours', 'tensorboard'):
-                print(one_line(f'note: the run goes on with --{name} {value}; it began with {before[name]}'),
-                      file=sys.stderr)
+            if name not in UNNOTED:
+                changed.append(one_line(
+                    f'the run goes on with --{name} {value}; it began with {before[name]}'))
+        return changed
 
     def _found(self) -> list[tuple[int, int] | None]:
         """Which files are there; another run would change it, since files are replaced as a whole."""

@@ -35,7 +35,6 @@ T = TypeVar('T')
 RANKS = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # in the environment of a rank
 LOST = 3  # status of a rank that ends because another one is gone, or hangs
 WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
-MALLOPT = {'M_TRIM_THRESHOLD': -1, 'M_MMAP_MAX': -4}  # of malloc.h
 
 
 def cuda_devices(opt: argparse.Namespace) -> list[int]:
@@ -78,8 +77,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory in the process: mapping it again in each step, page by page, costs time."""
     if platform.libc_ver()[0] == 'glibc':
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in (('M_MMAP_MAX', 0), ('M_TRIM_THRESHOLD', 2**31 - 1)):
-            mallopt(MALLOPT[option], value)
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def n_cores() -> int:
@@ -154,22 +153,17 @@ def launch(opt: argparse.Namespace) -> None:
 def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
     """The rank whose failure ends the others, and its status; (0, 0) if all end well."""
     try:
-        while True:
-            states = [p.poll() for p in started]
-            failed = next((i for i, state in enumerate(states) if state), None)
-            if failed is not None:
-                time.sleep(2)  # what ails one often ails rank 0 too, which then says it
-                states = [p.poll() for p in started]
-                # A rank that has lost another one may be seen to fail before it.
-                why = (i for i, state in enumerate(states) if state not in (None, 0, LOST))
-                return (i := next(why, failed)), states[i] or 0
-            if None not in states:
-                return 0, 0
+        while not any(p.poll() for p in started) and None in [p.returncode for p in started]:
             time.sleep(0.05)
+        if any(p.returncode for p in started):
+            time.sleep(2)  # the cause often ends rank 0 too, which then reports it
+        failed = [i for i, p in enumerate(started) if p.poll()]
+        # A rank that has lost another one may end before it.
+        failed.sort(key=lambda i: started[i].returncode == LOST)
+        return (failed[0], started[failed[0]].returncode) if failed else (0, 0)
     finally:
         for p in started:
-            if p.poll() is None:
-                p.send_signal(signal.SIGTERM)
+            p.terminate()
         for p in started:
             try:
                 p.wait(10)

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import importlib.metadata
 import io
+import itertools
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -46,33 +48,39 @@ def script(main: Callable[[], None]) -> None:
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, _stop)
-    name = Path(sys.argv[0]).name
     try:
         main()
         sys.stdout.flush()
     except (InputError, OSError) as e:
-        _end(say(f'{name}: error: {e}', 2))
+        _end(2, f'error: {e}')
     except Diverged as e:
-        _end(say_once(f'{name}: {e}', 1))
+        _end(1, str(e), once=True)
     except TimeIsUp as e:
-        _end(say_once(f'{name}: {e}', 0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL))
+        _end(0 if 'TORCHELASTIC_RUN_ID' in os.environ else os.EX_TEMPFAIL, str(e), once=True)
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
     except (MemoryError, RuntimeError) as e:
         if is_out_of_memory(e):
-            _end(say(f'{name}: error: no memory is left: give smaller batches, or end other programs', 2))
+            _end(2, 'error: no memory is left: give smaller batches, or end other programs')
         if type(e).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
-            _end(say(f'{name}: error: torch.compile failed ({first_words(e)}): leave out --compile or --fast',
-                     2))
+            _end(2, f'error: torch.compile failed ({first_words(e)}): leave out --compile or --fast')
         if 'torch.use_deterministic_algorithms' in str(e):
-            _end(say(f'{name}: error: {str(e).partition(",")[0]}: leave out --deterministic', 2))
+            _end(2, f'error: {str(e).partition(",")[0]}: leave out --deterministic')
         if not devices.is_lost(e):
             raise
-        if devices.WATCHED not in os.environ:  # else devices.launch tells which one
-            say(f'{name}: rank {os.environ["RANK"]} has lost another rank, or waited too long for one that '
-                'hangs')
         time.sleep(1)  # torchrun tells of the first rank that it sees fail: not of this one
-        _end(devices.LOST)
+        _end(devices.LOST, '' if devices.WATCHED in os.environ else  # else devices.launch tells which one
+             f'rank {os.environ["RANK"]} has lost another rank, or waited too long for one that hangs')
+
+
+def _end(status: int, sentence: str = '', once: bool = False) -> NoReturn:
+    """End the process after a sentence on stderr; once: from rank 0 alone, since all ranks know it."""
+    if sentence and not (once and devices.rank()):
+        print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr, flush=True)
+    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _stop(number: int, _: Any) -> None:
@@ -90,13 +98,6 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)  # for a step that does not return
     os._exit(128 + signal.SIGTERM)
-
-
-def _end(status: int) -> None:
-    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 # --- what it says ----------------------------------------------------------------------------------------
@@ -142,12 +143,6 @@ def _streams() -> None:
             setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=by_line))
 
 
-def say(sentence: str, status: int = 0) -> int:
-    """A sentence for the user, on stderr; returns the status."""
-    print(sentence, file=sys.stderr, flush=True)
-    return status
-
-
 def print_first(line: str) -> None:
     """A line on stdout, from rank 0."""
     if not devices.rank():
@@ -157,12 +152,7 @@ def print_first(line: str) -> None:
 def say_first(sentence: str) -> None:
     """A sentence on stderr, from rank 0."""
     if not devices.rank():
-        say(sentence)
-
-
-def say_once(sentence: str, status: int = 0) -> int:
-    """What all ranks know: under torchrun, which shows what each of them says, rank 0 alone says it."""
-    return status if devices.rank() and 'TORCHELASTIC_RUN_ID' in os.environ else say(sentence, status)
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def resume_command(argv: list[str], saved: bool) -> str:
@@ -170,13 +160,8 @@ def resume_command(argv: list[str], saved: bool) -> str:
     start = ['torchrun', '...'] if 'TORCHELASTIC_RUN_ID' in os.environ else ['python']
     if not saved:
         return shlex.join([*start, *argv])
-    arguments = iter(argv)
-    kept = []
-    for argument in arguments:
-        if argument == '--resume':
-            next(arguments)
-        elif not argument.startswith('--resume='):
-            kept.append(argument)
+    kept = [argument for before, argument in itertools.pairwise(['', *argv])
+            if argument.split('=')[0] != '--resume' and before != '--resume']
     return shlex.join([*start, *kept, '--resume', 'auto'])
 
 
@@ -209,10 +194,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = f'{platform.machine()} CPU'
     with contextlib.suppress(OSError):  # only Linux has it
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                name = line.partition(':')[2].strip()
-                break
+        if found := re.search('model name[^:]*:(.*)', Path('/proc/cpuinfo').read_text()):
+            name = found[1].strip()
     return f'{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
 
 

@@ -5,9 +5,11 @@
     pace.add()
     print(pace.seconds(9))       # that nine more will take
 """
+import contextlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,15 @@ from training import devices
 
 
 class Pace:
-    """How long epochs take, from now on."""
+    """How long epochs take, and how long the script has run."""
 
     def __init__(self) -> None:
-        self.begun = self.last = time.monotonic()
+        self.begun = self.first = self.last = time.monotonic()
         self.longest, self.epochs = 0.0, 0
+
+    def start(self) -> None:
+        """The first epoch begins."""
+        self.first = self.last = time.monotonic()
 
     def add(self) -> None:
         """An epoch has ended."""
@@ -34,11 +40,11 @@ class Pace:
         self.epochs += 1
 
     def seconds(self, epochs: int) -> float:
-        """That so many epochs will take."""
-        return epochs * (self.last - self.begun) / self.epochs
+        """Time that this many epochs will take."""
+        return epochs * (self.last - self.first) / self.epochs
 
     def is_up(self, hours: float) -> bool:
-        """Whether another epoch, as long as the longest, would end later than that."""
+        """Whether another epoch, as long as the longest, would end more than `hours` after the beginning."""
         return self.last + self.longest - self.begun > 3600 * hours
 
 
@@ -64,39 +70,36 @@ class Progress:
 
 
 class Board:
-    """TensorBoard's file of a run. It is only a picture: where it cannot be written, the run goes on."""
+    """TensorBoard's file of a run. If it cannot be written, a note says so, and the run continues."""
 
     def __init__(self, folder: Path, epoch: int):
-        """`epoch` is the first that is drawn; later ones of a run before are taken back."""
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and a package of its own
+        """`epoch` is the first that is drawn: later ones of an earlier run are removed."""
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and needs a package
         threading.excepthook = _but_for_tensorboard
         self.writer: SummaryWriter | None = None
-        try:
+        with self.noting():
             self.writer = SummaryWriter(folder, purge_step=epoch)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as e:
-            self._give_up(e)
+            print(f'note: --tensorboard draws nothing more ({e.strerror or e})', file=sys.stderr)
+            self.writer = None
 
     def add(self, result: dict[str, Any]) -> None:
         """The numbers of an epoch's line of the log."""
-        if not self.writer:
-            return
-        try:
-            for name, value in scalars(result).items():
-                self.writer.add_scalar(name, value, result['epoch'])
-            self.writer.flush()
-        except OSError as e:
-            self._give_up(e)
+        with self.noting():
+            if self.writer:
+                for name, value in scalars(result).items():
+                    self.writer.add_scalar(name, value, result['epoch'])
+                self.writer.flush()
 
     def close(self) -> None:
-        if self.writer:
-            try:
+        with self.noting():
+            if self.writer:
                 self.writer.close()
-            except OSError as e:
-                self._give_up(e)
-
-    def _give_up(self, e: OSError) -> None:
-        print(f'note: --tensorboard draws nothing more ({e.strerror or e})', file=sys.stderr)
-        self.writer = None
 
 
 def _but_for_tensorboard(of: threading.ExceptHookArgs) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import method
-import resnet
 import utils
 from inputs import folders
 from training import devices, exits
@@ -19,7 +18,6 @@ from training.half import ScaledSGD, scaled
 from training.meters import Loader, Meters, evaluate, n_damaged
 from training.progress import Board, Pace, Progress
 from utils import Function, InputError, Params
-from weights import networks
 
 
 class Run:
@@ -31,7 +29,7 @@ class Run:
 
     def __init__(self, opt: argparse.Namespace, folder: Folder, student: Params, h_test: Function,
                  train_loader: Loader, test_loader: Loader, facts: dict[str, Any],
-                 topk: tuple[int, ...] = (1,)) -> None:
+                 topk: tuple[int, ...] = (1,), pace: Pace | None = None) -> None:
         self.opt, self.folder, self.h_test, self.topk = opt, folder, h_test, topk
         self.train_loader, self.test_loader, self.device = train_loader, test_loader, train_loader.device
         self.adaptors = {name: t for name, t in student.items() if name.startswith(method.ADAPTOR)}
@@ -44,7 +42,7 @@ class Run:
             self.restore(self.folder.state)
         self.facts = {'at_losses': [], **vars(opt), **facts, 'n_parameters': utils.n_parameters(self.student),
                       'cuda': self.device.type == 'cuda'}
-        self.meters, self.pace, self.begun = Meters(topk), Pace(), 0.0
+        self.meters, self.pace, self.begun = Meters(topk), pace or Pace(), 0.0
         self.bar: Progress | None = None
         self.board: Board | None = None
 
@@ -52,6 +50,7 @@ class Run:
 
     def start(self, state: dict[str, Any]) -> None:
         """Before the first epoch."""
+        self.pace.start()
         state['epoch'] = self.first
         if self.opt.dtype == 'half':
             state['network'] = scaled(state['network'], self.scaler)
@@ -125,22 +124,20 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
-        source, saved = self.folder.source, state['params']
+        source = self.folder.source
+        for change in self.folder.changes(self.opt):
+            exits.say_first(f'note: {change}')
         if isinstance(known := state['options'].get('classes'), list) and self.classes:
             folders.same_classes(source, known, self.classes)
-        if kinds(saved) != kinds(self.student):
-            found = devices.of_first_rank(lambda: resnet.load(source)[1])
-            raise InputError(f'{source} holds a {networks.describe(found)}: the options say another')
-        adaptors = state.get('adaptors')
-        if self.adaptors and not (isinstance(adaptors, dict) and kinds(adaptors) == kinds(self.adaptors)):
-            raise InputError(f'{source} lacks the adaptors that --hint_beta goes on training: give '
-                             'the options and the teacher of the run, or begin a new one by another --save')
-        with torch.no_grad():
-            for name, t in self.student.items():
-                t.copy_(saved[name])
-            for name, t in self.adaptors.items():
-                t.copy_(adaptors[name])
-        restore_momentum(self.optimizer, state['optimizer'])
+        fill(self.student, state['params'], f'the network in {source} is not that of the options')
+        if self.adaptors:
+            fill(self.adaptors, state.get('adaptors'), f'{source} lacks the adaptors of --hint_beta')
+        buffers = {i: t['momentum_buffer'] for i, t in enumerate(self.optimizer.state.values())}
+        try:
+            momenta = {i: state['optimizer']['state'][i]['momentum_buffer'] for i in buffers}
+        except (LookupError, TypeError):
+            momenta = {}
+        fill(buffers, momenta, f'the momentum in {source} does not fit its network')
         if self.opt.dtype == 'half' and state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])
         self.first = state['epoch']
@@ -159,7 +156,7 @@ class Run:
         if not devices.rank():
             if self.first >= self.opt.epochs:
                 self.folder.complete_log()
-                exits.say_once(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
+                exits.say_first(f'{self.folder.source}: all {self.opt.epochs} epochs are done')
             else:
                 self.folder.create()
                 self.facts |= exits.provenance(self.device)
@@ -183,7 +180,7 @@ class Run:
                         + exits.resume_command(sys.argv, bool(self.folder.saved)))
                 if isinstance(e, OSError):
                     raise InputError(f'{e}; {then}') from None
-                exits.say_once(then)
+                exits.say_first(then)
         finally:
             self.folder.close()
             for part in (self.bar, self.board):
@@ -212,22 +209,18 @@ def sgd(opt: argparse.Namespace, params: Params,
     return optimizer
 
 
-def restore_momentum(optimizer: torch.optim.SGD, saved: dict[str, Any]) -> None:
-    """Momentum from a saved state_dict, checked: the fused step would read past a buffer of another shape."""
-    buffers = [state['momentum_buffer'] for state in optimizer.state.values()]
-    try:
-        if not all(isinstance(state, dict) for state in saved['state'].values()):
-            raise TypeError
-        momenta = [saved['state'][i]['momentum_buffer'] for i in range(len(buffers))]
-        if any(m.shape != b.shape or m.is_complex() for m, b in zip(momenta, buffers, strict=True)):
-            raise ValueError
-        for buffer, momentum in zip(buffers, momenta, strict=True):
-            buffer.copy_(momentum)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
-        raise InputError('the momentum in the checkpoint to go on from does not fit its network') from None
+@torch.no_grad()
+def fill(tensors: dict, values: Any, refusal: str) -> None:
+    """Copy values into tensors; InputError unless names, shapes and types are the same.
 
+    The fused step of the optimizer would read past the end of a buffer that is too small.
+    """
+    def kinds(found: Any) -> dict:
+        return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta)
+                for name, t in found.items()}
 
-def kinds(params: dict[str, Any]) -> dict[str, Any]:
-    """Shape and type of each tensor."""
-    return {name: isinstance(t, Tensor) and (t.shape, t.dtype, t.layout, t.is_meta)
-            for name, t in params.items()}
+    if not isinstance(values, dict) or kinds(values) != kinds(tensors):
+        raise InputError(f'{refusal}: resume with the options and the teacher of the run, or start a new one '
+                         'with another --save')
+    for name, t in tensors.items():
+        t.copy_(values[name])

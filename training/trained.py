@@ -14,19 +14,25 @@ from weights import networks
 
 
 def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
-         classes: list[str] | None = None) -> tuple[Network, Params]:
-    """A trained network, which must know the classes of the data set, in order; prints what it is."""
+         classes: list[str] | None = None, val_images: int = 0) -> tuple[Network, Params]:
+    """A trained network, which must know the classes of the data set, in order; prints what it is.
+
+    A note says if it may have been trained on the val_images images that are held out.
+    """
     with devices.first_rank_first():  # which downloads it
         f, params = resnet.load(path)
-    trained_on = checkpoint.dataset_of(path)
-    if trained_on not in (None, dataset):
+    known = checkpoint.options_of(path)
+    if isinstance(trained_on := known.get('dataset'), str) and trained_on != dataset:
         raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
                          'give the same --dataset to both')
-    n = len(params['fc.bias'])
-    if n != num_classes:
+    if (n := len(params['fc.bias'])) != num_classes:
         raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
-    if classes and (note := folders.same_classes(path, checkpoint.classes_of(path), classes)):
+    names = known.get('classes')
+    if classes and (note := folders.same_classes(path, names if isinstance(names, list) else None, classes)):
         exits.say_first(note)
+    if val_images and known.get('val_images') != val_images:
+        exits.say_first(f'note: {path} may have been trained on the held-out images, because its own run did '
+                        f'not have --val_images {val_images}: its error on them may be too low')
     exits.print_first(f'{path}: {networks.describe(params)}')
     return f, devices.to_device(params, where)
 
@@ -34,7 +40,8 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
 def load_teacher(path: Path | str, opt: argparse.Namespace, student: Params,
                  where: torch.device, classes: list[str] | None = None) -> tuple[Network, Params]:
     """A teacher: a trained network in the exported form, which computes the same with less work."""
-    _, params = load(path, opt.dataset, len(student['fc.bias']), where, classes)
+    _, params = load(path, opt.dataset, len(student['fc.bias']), where, classes,
+                     getattr(opt, 'val_images', 0))
     n, n_student = networks.n_groups(params), networks.n_groups(student)
     compared = [loss.option for loss in method.active(opt) if loss.groups]
     if compared and n != n_student:

@@ -34,7 +34,7 @@ def read(source: Path | str) -> Params:
     network in what the file holds; counters (integers without dimensions) are left out.
     InputError says what anything else is, and what to do.
     """
-    return read_export(source)[0]
+    return read_with_options(source)[0]
 
 
 def is_address(source: Path | str) -> bool:
@@ -42,8 +42,8 @@ def is_address(source: Path | str) -> bool:
     return str(source).startswith(ADDRESSES)
 
 
-def read_export(source: Path | str) -> tuple[Params, str | None]:
-    """The tensors, and the data set that the file names."""
+def read_with_options(source: Path | str) -> tuple[Params, dict[str, Any]]:
+    """As `read`, and what the file says of their training: options of a run, or 'dataset' of an export."""
     if not is_address(source):
         return _file(_of_run(Path(source)))
     address = str(source)
@@ -135,20 +135,24 @@ def _download(url: str, name: str, sha256: str | None = None) -> Path:
 # --- what the file is ------------------------------------------------------------------------------------
 
 
-def _file(path: Path) -> tuple[Params, str | None]:
+def _file(path: Path) -> tuple[Params, dict[str, Any]]:
     kind = 'weights'
+    found: Any
+    options: Any
     try:
         with open(path, 'rb') as f:
             head = f.read(200)
         if head.startswith(b'\x89HDF\r\n\x1a\n'):
-            kind, (found, dataset) = 'HDF5', _hickle(path)
+            kind, (found, options) = 'HDF5', _hickle(path)
         elif head[8:9] == b'{' and b'\0' in head[:8]:  # the length of the header, and the header
-            kind, (found, dataset) = 'safetensors', _safetensors(path)
+            kind, (found, options) = 'safetensors', _safetensors(path)
         elif head.startswith((b'PK\3\4', b'\x80')):
-            found, dataset = _torch(path)
+            found = pickled.read(path)
+            options = found.get('options') if isinstance(found, dict) else None
+            options = options if isinstance(options, dict) else {'dataset': getattr(found, 'dataset', None)}
         else:
             raise InputError(f'{path} {_mistaken(head)}')
-        return _float32(unwrap(found), path), dataset
+        return _float32(unwrap(found), path), options
     except Exception as e:  # damaged bytes raise any: OSError, KeyError, RuntimeError, SafetensorError, ...
         raise pickled.refusal(path, e, f'is no whole file of {kind}: it is truncated or damaged, {AGAIN}'
                                  ) from None
@@ -193,26 +197,17 @@ def _check_claim(n_bytes: int, path: Path) -> None:
 # --- by kind ---------------------------------------------------------------------------------------------
 
 
-def _torch(path: Path) -> tuple[Any, str | None]:
-    """What is in the file; the data set is in the options of a run, or an attribute of exported tensors."""
-    state = pickled.read(path)
-    known = state.get('options') if isinstance(state, dict) else None
-    name = known.get('dataset') if isinstance(known, dict) else getattr(state, 'dataset', None)
-    return state, name if isinstance(name, str) else None
-
-
-def _safetensors(path: Path) -> tuple[Any, str | None]:
+def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:
     try:
         from safetensors import safe_open
     except ModuleNotFoundError:
         raise Unreadable(f'{path} is of safetensors, which needs: pip install safetensors') from None
     # Not by `load` of bytes, which never returns if memory ends. The clones are no maps of the file.
     with safe_open(path, framework='pt') as f:
-        return {name: f.get_tensor(name).clone() for name in f.keys()}, (  # noqa: SIM118
-            f.metadata() or {}).get('dataset')
+        return {name: f.get_tensor(name).clone() for name in f.keys()}, f.metadata() or {}  # noqa: SIM118
 
 
-def _hickle(path: Path) -> tuple[Any, str | None]:
+def _hickle(path: Path) -> tuple[Params, dict[str, Any]]:
     """Arrays of hickle 2 to 5 by plain HDF5; hickle itself would unpickle what the file tells it to.
 
     Key k lies at data_0/k/data_0 (2.x), data_0/'k'/data_0 (3.x), data/'k'/data (4.x) or data/"k" (5.x).
@@ -242,7 +237,7 @@ def _hickle(path: Path) -> tuple[Any, str | None]:
 
     with h5py.File(path, 'r') as f:
         inner = 'data_0' if f.id.links.exists(b'data_0') else 'data'
-        top, found, dataset = member(f, inner), {}, None
+        top, found, options = member(f, inner), {}, {}
         if not isinstance(top, h5py.Group):
             raise InputError(f'{path} is of HDF5, but no dictionary that hickle 2 to 5 wrote')
         for key in top:
@@ -254,7 +249,7 @@ def _hickle(path: Path) -> tuple[Any, str | None]:
         _check_claim(sum(n_bytes for _, n_bytes in found.values()), path)
         stored = f.attrs.get_id('dataset') if 'dataset' in f.attrs else None
         if stored and stored.dtype.kind == 'S' and stored.dtype.itemsize < 100 and not stored.shape:
-            dataset = f.attrs['dataset'].decode('utf-8', 'replace')
+            options = {'dataset': f.attrs['dataset'].decode('utf-8', 'replace')}
         # Converted while reading, whatever the order of its bytes.
         return {name: torch.asarray(array.astype('f4' if array.dtype.kind == 'f' else 'i8')[()])
-                for name, (array, _) in found.items()}, dataset
+                for name, (array, _) in found.items()}, options
