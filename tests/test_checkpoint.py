@@ -348,7 +348,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path, begun):
     before = content(tmp_path)
     mine = Folder(options(run, 'auto'))
     with other_process(run) as process:
-        with pytest.raises(InputError, match=f'belongs to another run, process {process.pid} on .*--save'):
+        with pytest.raises(InputError, match=f'in use by another run, process {process.pid} on .*--save'):
             mine.create()
         assert content(tmp_path) == before
         process.kill()
@@ -362,7 +362,7 @@ def test_a_log_is_not_completed_while_another_run_writes(tmp_path):
     (run / 'log.txt').write_text(''.join(lines[:-1]))
     mine = Folder(options(run, 'auto'))
     with other_process(run) as process:
-        with pytest.raises(InputError, match='belongs to another run'):
+        with pytest.raises(InputError, match='in use by another run'):
             mine.complete_log()
         process.kill()
     assert (run / 'log.txt').read_text() == ''.join(lines[:-1])
@@ -420,7 +420,7 @@ def test_weights_without_a_run_are_refused(tmp_path, lacks):
     run = make_run(tmp_path / 'run')
     state = read(run / 'model.pt7')
     write(run / 'model.pt7', {k: v for k, v in state.items() if k != lacks} if lacks != 'all' else [1, 2])
-    with pytest.raises(InputError, match=r'no checkpoint to go on from.*teach.*--evaluate'):
+    with pytest.raises(InputError, match=r'to resume from.*teach.*--evaluate'):
         Folder(options(run, 'auto'))
 
 
@@ -451,7 +451,7 @@ def test_other_changes_are_noted(tmp_path, capsys):
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('mine')
     for save in (tmp_path / 'file', tmp_path / 'file' / 'below', tmp_path / 'file' / 'far' / 'below'):
-        with pytest.raises(InputError, match='--save .*nothing can be written there'):
+        with pytest.raises(InputError, match='--save .*cannot write'):
             Folder(options(save)).create()
     assert content(tmp_path) == {'file': b'mine'}
 

@@ -278,7 +278,8 @@ def test_signals_end_a_run_that_the_printed_command_goes_on_with(tmp_path, small
         assert returned == status
         message, = err.splitlines()
         stopped, path, held, command = re.fullmatch(
-            r'stopped in epoch (\d+); (\S.*model\.pt7) holds epoch (\d+); go on with: (.*)', message).groups()
+            r'stopped in epoch (\d+); (\S.*model\.pt7) holds epoch (\d+); resume with: (.*)',
+            message).groups()
         assert tmp_path / path == model
         state = checkpoint.read(model)
         assert state['epoch'] == int(held) >= first + 1
@@ -545,8 +546,8 @@ def test_notes_are_no_errors(home, tmp_path):
     assert done.status == 0 and done.errors == []
     assert sorted(line.split(' (')[0] for line in done.err.splitlines()) == sorted([
         'note: --nthread has no effect here: the images are held in memory',
-        'note: the run goes on with --epochs 3; it began with 2',
-        'note: the run goes on with --lr 0.01; it began with 0.05'])
+        'note: the run resumes with --epochs 3; it began with 2',
+        'note: the run resumes with --lr 0.01; it began with 0.05'])
 
 
 def test_help_shows_every_option_and_default(capsys, monkeypatch):

@@ -289,10 +289,10 @@ LOST = f'import sys; sys.exit({devices.LOST})'
 
 
 @pytest.mark.parametrize(('first', 'second', 'status', 'told'), [
-    (KILLED, LOST, 128 + 9, 'rank 0 was ended by SIGKILL: all have ended'),
-    (LOST, KILLED, 128 + 9, 'rank 1 was ended by SIGKILL: all have ended'),
+    (KILLED, LOST, 128 + 9, 'SIGKILL ended rank 0: *'),
+    (LOST, KILLED, 128 + 9, 'SIGKILL ended rank 1: *'),
     (LOST, 'import time; time.sleep(600)', devices.LOST,
-     'rank 0 waited for another one, which hangs: all have ended'),
+     'rank 0 waited for a rank that hangs: *'),
     (LOST, 'import sys; print("note", file=sys.stderr); sys.exit("error")', 1, 'error'),
     (LOST, 'import sys; sys.exit(143)', 143, 'rank 1 has ended with status 143'),
     (LOST, '1 / 0', 1, 'Traceback*ZeroDivisionError: division by zero'),
@@ -330,7 +330,8 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, small):
         os.kill(found['1'], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGKILL and time.monotonic() - start < 60
-        assert err.splitlines() == ['rank 1 was ended by SIGKILL: all have ended']
+        line, = err.splitlines()
+        assert line.startswith('SIGKILL ended rank 1: ')
         for pid in found.values():
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
@@ -352,7 +353,7 @@ def test_ctrl_c_of_ranks_says_how_to_go_on(tmp_path, small, group):
         assert process.returncode == 130
         line, = err.splitlines()
         assert line.startswith('stopped in epoch ') and line.endswith(
-            f'go on with: python {ROOT}/cifar.py {shlex.join(command[2:])} --resume auto')
+            f'resume with: python {ROOT}/cifar.py {shlex.join(command[2:])} --resume auto')
 
 
 TORCH_SAYS = {

@@ -205,7 +205,7 @@ def test_teacher_and_student_as_a_user_starts_them(tmp_path, home, run_script):
     assert last['num_classes'] == 3 and last['images_per_second'] > 0 and 'damaged_images' not in last
     assert checkpoint.read(run / 'model.pt7')['params'].keys() == resnet.resnet(18, 0.0625, 3)[1].keys()
     done = run_script('imagenet.py', *command, '--epochs', 3, '--resume', 'auto', OMP_NUM_THREADS='1')
-    assert (done.returncode, done.stderr) == (0, 'note: the run goes on with --epochs 3; it began with 2\n')
+    assert (done.returncode, done.stderr) == (0, 'note: the run resumes with --epochs 3; it began with 2\n')
     last = log_of(run)[-1]
     assert last['epoch'] == 3
     out = sound('--imagenetpath', 'images', '--evaluate', '--student_params', run, *SMALL[2:6], cwd=tmp_path)

@@ -239,7 +239,7 @@ def test_real_runs(monkeypatch, tmp_path):
     done = start(monkeypatch, folder, [line('alone', epochs=2)])
     assert (done.status, done.out) == (2, '')
     assert done.err == (
-        'tools.jobs.py: error: alone holds another run (the run goes on with --epochs 2; it began with 1): '
+        'tools.jobs.py: error: alone holds another run (the run resumes with --epochs 2; it began with 1): '
         'give the options of then, or another folder, to a recipe by LOGS=folder\n')
     assert listing(folder) == before
 
@@ -277,7 +277,7 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
         _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
     assert free(out)  # it was waited for
-    assert re.search('go on with: python [^ ]*cifar.py --save run', out.read_text())
+    assert re.search('resume with: python [^ ]*cifar.py --save run', out.read_text())
     for shell in (False, True):
         n_starts += 1
         assert log_of(tmp_path / 'run')[-1]['epoch'] < epochs - 5
@@ -290,4 +290,4 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
     assert [epoch['epoch'] for epoch in log_of(tmp_path / 'run')] == list(range(1, epochs + 1))
     told = [int(n) for n in re.findall(rf'^epoch (\d+)/{epochs}: train', out.read_text(), re.MULTILINE)]
     assert told == sorted(set(told)) and len(told) > epochs - 4  # none was computed twice
-    assert out.read_text().count('go on with: python') == 3
+    assert out.read_text().count('resume with: python') == 3

@@ -54,8 +54,8 @@ def test_max_hours(tmp_path, monkeypatch):
     done = call_cifar(*command, *more, cwd=tmp_path)
     assert done.status == os.EX_TEMPFAIL == 75
     words = shlex.join(map(str, [*command, *more, '--resume', 'auto']))
-    assert done.err == ('cifar.py: stopped after epoch 2 of 4, as the next might not end within --max_hours '
-                        f'1.2; go on with: python cifar.py {words}\n')
+    assert done.err == ('cifar.py: stopped after epoch 2 of 4, because another epoch might not end within '
+                        f'--max_hours 1.2; resume with: python cifar.py {words}\n')
     first, second = done.out.splitlines()  # half an hour for each epoch, and what they really took
     assert re.search(r', 1:3\d:\d\d left$', first) and re.search(r', 1:[01]\d:\d\d left$', second)
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1, 2]

@@ -353,7 +353,7 @@ def test_an_interrupt_at_any_point_says_how_to_go_on(tmp_path, monkeypatch, caps
     saved = 2 if where == 'write_log' else 1  # the log is written after the checkpoint
     assert 'stopped in epoch 2' in err[-1] and f'model.pt7 holds epoch {saved}' in err[-1]
     assert ((tmp_path / 'a run' / 'model.pt7').read_bytes() == before) == (saved == 1)
-    command = shlex.split(err[-1].partition('go on with: ')[2])
+    command = shlex.split(err[-1].partition('resume with: ')[2])
     assert command == ['python', 'cifar.py', *arguments, '--resume', 'auto']
     again = Regression(tmp_path / 'a run', *ARGUMENTS, '--resume', 'auto')
     again.run()
@@ -375,7 +375,7 @@ def test_a_run_in_a_new_folder_stopped_in_its_first_epoch_goes_on_from_the_old_o
 
     with pytest.raises(KeyboardInterrupt):
         Regression(new, *arguments, watch=watch).run()
-    command = shlex.split(capsys.readouterr().err.partition('go on with: ')[2])
+    command = shlex.split(capsys.readouterr().err.partition('resume with: ')[2])
     folder = Folder(cifar.parse(command[2:]))
     assert folder.state is not None, 'the command begins anew'
     assert folder.state['epoch'] == 1
@@ -394,7 +394,7 @@ def test_an_interrupt_between_the_first_two_files(tmp_path, monkeypatch, capsys,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, 'write')
         run.run()
-    command = shlex.split(capsys.readouterr().err.partition('go on with: ')[2])
+    command = shlex.split(capsys.readouterr().err.partition('resume with: ')[2])
     folder = Folder(cifar.parse(command[2:]))
     assert (folder.state['epoch'] if folder.state else 0) == epoch
 

@@ -1,8 +1,8 @@
-"""Files of a run: `model.pt7`, the checkpoint, and `log.txt`, one strict JSON line an epoch.
+"""Files of a run: the checkpoint `model.pt7`, and `log.txt` with one strict JSON line for each epoch.
 
     state = checkpoint.read('logs/resnet_16_2_teacher/model.pt7')    # {'params': ..., 'epoch': 200, ...}
 
-Reading runs no code from the file; writing leaves either the old file or the new one, whole.
+Reading runs no code from the file. Writing leaves either the whole old file or the whole new one.
 """
 import argparse
 import contextlib
@@ -26,51 +26,46 @@ UNNOTED = ('save', 'resume', 'dataroot', 'imagenetpath', 'device', 'gpu_id', 'ng
            'tensorboard', 'compile')  # options that change no result
 
 
-# --- files -----------------------------------------------------------------------------------------------
-
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write beside `path`, flush to disk, rename over it: at no moment half a file. OSError as open()."""
-    beside = path.with_name(path.name + '.tmp')
+    """Write to a file next to `path`, flush it to disk, rename it to `path`. OSError as open()."""
+    temporary = path.with_name(path.name + '.tmp')
     try:
-        with open(beside, 'wb') as f:
+        with open(temporary, 'wb') as f:
             f.write(content)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # some network file systems cannot do it
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name, too, outlives a power cut
+            os.fsync(folder)  # so that the new name survives a power cut too
         finally:
             os.close(folder)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors, numbers, strings, lists and dictionaries: what `read` takes."""
+    """Write a checkpoint of tensors, numbers, strings, lists and dictionaries, which `read` accepts."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The epochs of a log, ours or of the published code ('json_stats: {...}'); other lines are left out."""
+    """The epochs of a log, ours or of the published code ('json_stats: {...}'); other lines are ignored."""
     epochs = []
     try:
         lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError as e:
         raise InputError(f'cannot read the log {path}: {e.strerror}') from None
     for line in lines:
-        if '"epoch"' not in line:  # sooner told than by an error of JSON
-            continue
-        try:
-            record = json.loads(line.removeprefix('json_stats: '))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get('epoch')) is int:
-            epochs.append(record)
+        if '"epoch"' in line:  # faster than an error of json for every other line
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line.removeprefix('json_stats: '))
+                if isinstance(record, dict) and type(record.get('epoch')) is int:
+                    epochs.append(record)
     return epochs
 
 
@@ -127,11 +122,8 @@ def is_checkpoint(state: Any) -> bool:
             and 0 < state['epoch'] < 2**31 and state['record'].get('epoch') == state['epoch'])
 
 
-# --- the folder of a run ---------------------------------------------------------------------------------
-
-
 class Folder:
-    """The folder of a run: never overwrites one, finds what to go on from, keeps its files in step."""
+    """The folder of a run. It never overwrites another run, and finds the checkpoint to resume from."""
 
     def __init__(self, opt: argparse.Namespace):
         self.path = Path(opt.save)
@@ -146,21 +138,21 @@ class Folder:
             self.source /= MODEL
         own = opt.resume and self.source.resolve() == self.model.resolve()
         if any(self.found) and not own:
-            raise InputError(f'{self.path} holds a run already: go on with it by --resume auto, '
-                             'or name another folder by --save')
+            raise InputError(f'{self.path} holds a run already: resume it with --resume auto, '
+                             'or name another folder with --save')
         if not opt.resume or opt.resume == 'auto' and not any(self.found):
             return
         if opt.resume == 'auto' and not self.model.exists():
-            raise InputError(f'{self.log} has epochs but {self.model} is gone: bring it back, '
-                             'or name another folder by --save')
+            raise InputError(f'{self.log} has epochs but {self.model} is gone: restore it, '
+                             'or name another folder with --save')
         self.state = read(self.source)
         if not is_checkpoint(self.state):
-            raise InputError(f'{self.source} is no checkpoint to go on from; weights and runs of the '
-                             'published code can teach, and be evaluated by --evaluate')
+            raise InputError(f'{self.source} is not a checkpoint to resume from; weights and runs of the '
+                             'published code can teach, and can be evaluated with --evaluate')
         self.changes(opt)
         self.saved = self.state['epoch'] if own else 0
         log = self.source.with_name(LOG)
-        # The checkpoint is saved before the log: a kill between the two leaves a line to add.
+        # The checkpoint is saved before the log, so the log may lack the line of its epoch.
         before = [e for e in read_log(log) if e['epoch'] < self.state['epoch']] if log.exists() else []
         self.epochs = [*before, self.state['record']]
         if (n := self.state['epoch'] - len(self.epochs)) > 0:
@@ -177,20 +169,20 @@ class Folder:
                 raise InputError(f'the run in {self.source} has {name} {before[name]!r}, not {value!r}')
             if name not in UNNOTED:
                 changed.append(one_line(
-                    f'the run goes on with --{name} {value}; it began with {before[name]}'))
+                    f'the run resumes with --{name} {value}; it began with {before[name]}'))
         return changed
 
     def _found(self) -> list[tuple[int, int] | None]:
-        """Which files are there; another run would change it, since files are replaced as a whole."""
+        """Which files there are. Every save changes it, because it replaces whole files."""
         return [(p.stat().st_ino, p.stat().st_mtime_ns) if p.exists() else None
                 for p in (self.model, self.log)]
 
     def create(self) -> None:
         """Make the folder and lock it, before the first epoch, until close() or the end of this process.
 
-        Of fcntl's two kinds the one that holds on network file systems, too, and not in forked workers.
+        Uses lockf, not flock: it also works on network file systems, and forked workers do not inherit it.
         """
-        import fcntl  # not on Windows, where weights can be read all the same
+        import fcntl  # Windows has none, and can read weights without it
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -198,18 +190,18 @@ class Folder:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 owner = os.read(self.lock, 200).decode(errors='replace').strip()
-                raise InputError(f'{self.path} belongs to another run, {owner}: wait for its end, or name '
-                                 'another folder by --save') from None
+                raise InputError(f'{self.path} is in use by another run, {owner}: wait for its end, or name '
+                                 'another folder with --save') from None
             except OSError:
-                print(f'note: {self.path} is on a file system without locks: nothing keeps another run from '
+                print(f'note: {self.path} is on a file system without locks: nothing stops another run from '
                       'writing there', file=sys.stderr)
             os.truncate(self.lock, 0)
             os.write(self.lock, f'process {os.getpid()} on {os.uname().nodename}\n'.encode())
         except OSError as e:
-            raise InputError(f'--save {self.path}: nothing can be written there ({e.strerror})') from None
+            raise InputError(f'--save {self.path}: cannot write there ({e.strerror})') from None
         if self._found() != self.found:
-            raise InputError(f'another run has written in {self.path} meanwhile: go on with it by '
-                             '--resume auto, or name another folder by --save')
+            raise InputError(f'another run has written to {self.path} meanwhile: resume it with '
+                             '--resume auto, or name another folder with --save')
 
     def close(self) -> None:
         """Let other runs write here."""
@@ -218,19 +210,19 @@ class Folder:
             self.lock = None
 
     def save(self, record: dict[str, Any], state: dict[str, Any]) -> None:
-        """Checkpoint, which has the line of its epoch as well, and log."""
+        """Save the checkpoint, which includes the line of its epoch, and the log."""
         self.epochs.append(record)
         try:
             write(self.model, state | {'record': record})
             self.saved = record['epoch']
             write_log(self.log, self.epochs)
         except OSError as e:
-            then = 'go on with --resume auto' if self.saved else 'give the same command again'
+            then = 'add --resume auto' if self.saved else 'give the same command again'
             raise InputError(f'could not save epoch {record["epoch"]} in {self.path} ({e.strerror}); '
                              f'{self.last()}; make room, then {then}') from None
 
     def complete_log(self) -> None:
-        """Add the line that a kill between the last checkpoint and its log left out."""
+        """Add the last line of the log, if a run was killed after its checkpoint and before its log."""
         if self.saved and (not self.log.exists() or len(read_log(self.log)) < len(self.epochs)):
             self.create()
             write_log(self.log, self.epochs)

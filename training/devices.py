@@ -1,10 +1,10 @@
 """Devices and ranks: where a run computes, and in how many processes.
 
     with devices.start(opt) as device:
-        f, params = devices.parallel(f, params)     # gradients are then the mean over ranks
+        f, params = devices.parallel(f, params)     # backward() then averages gradients over ranks
 
-`--ngpu N` starts the script N times on this machine, a rank for each device; `torchrun` starts ranks on
-several machines. Each rank computes its part of every batch; DistributedDataParallel averages the gradients.
+`--ngpu N` starts the script N times on this machine, one rank for each device. `torchrun` starts ranks on
+several machines. Each rank computes its part of every batch, and DistributedDataParallel averages gradients.
 """
 import argparse
 import contextlib
@@ -32,21 +32,20 @@ import utils
 from utils import InputError, Network, Params
 
 T = TypeVar('T')
-RANKS = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # in the environment of a rank
-LOST = 3  # status of a rank that ends because another one is gone, or hangs
-WATCHED = 'WATCHED_RANK'  # in the environment of ranks whose end `launch` tells
+RANKS = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # environment variables of a rank
+LOST = 3  # exit status of a rank that ends because another rank is gone or hangs
+WATCHED = 'WATCHED_RANK'  # environment variable of the ranks that `launch` started
 
 
 def cuda_devices(opt: argparse.Namespace) -> list[int]:
-    """Numbers of the CUDA devices that the options ask for; none of them: the CPU."""
+    """Numbers of the CUDA devices that the options ask for; empty for the CPU."""
     if opt.device == 'cpu' or opt.device == 'auto' and not torch.cuda.is_available():
         if opt.dtype == 'half':  # CPU kernels gave NaN from finite input (torch 2.15)
             raise InputError('--dtype half needs a CUDA device; on a CPU use bfloat16 or float')
         return []
     if not torch.cuda.is_available():
         raise InputError('--device cuda: torch finds no CUDA device here; use --device cpu')
-    n = torch.cuda.device_count()
-    if max(opt.gpu_id) >= n:
+    if max(opt.gpu_id) >= (n := torch.cuda.device_count()):
         raise InputError(f'--gpu_id {max(opt.gpu_id)}: there are {n} CUDA devices, from 0')
     return opt.gpu_id
 
@@ -62,10 +61,10 @@ def device(opt: argparse.Namespace) -> torch.device:
                   file=sys.stderr)
         return torch.device('cpu')
     local = int(os.environ.get('LOCAL_RANK', 0))
-    index = numbers[local] if local < len(numbers) else local  # torchrun may start more than --ngpu says
+    index = numbers[local] if local < len(numbers) else local  # torchrun may start more ranks than --ngpu
     if index >= (n := torch.cuda.device_count()):
-        raise InputError(f'LOCAL_RANK={local}, but this rank sees {n} CUDA devices: let CUDA_VISIBLE_DEVICES '
-                         'name those of all ranks of this machine')
+        raise InputError(f'LOCAL_RANK={local}, but this rank sees {n} CUDA devices: CUDA_VISIBLE_DEVICES '
+                         'must name the devices of all ranks of this machine')
     torch.cuda.set_device(index)
     torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
     if opt.deterministic:  # cuBLAS reads it when it starts
@@ -74,7 +73,7 @@ def device(opt: argparse.Namespace) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory in the process: mapping it again in each step, page by page, costs time."""
+    """Tell glibc to keep freed memory in the process: mapping it again in each step takes time."""
     if platform.libc_ver()[0] == 'glibc':
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX
@@ -87,7 +86,7 @@ def n_cores() -> int:
 
 
 def to_device(params: Params, device: torch.device) -> Params:
-    """Tensors on the device, convolutions with channels last, which both kinds of device compute faster."""
+    """Tensors on the device, convolutions with channels last, which CPUs and GPUs compute faster."""
     return {name: t.to(device, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)
             for name, t in params.items()}
 
@@ -111,19 +110,19 @@ def is_rank() -> bool:
 
 
 def is_lost(e: Exception) -> bool:
-    """Whether an error says that another rank is gone, or hangs, as gloo, NCCL and their store say it."""
+    """Whether an error of gloo, NCCL or their store says that another rank is gone or hangs."""
     return is_rank() and (isinstance(e, dist.DistError) or '/gloo/' in str(e)) and re.search(
         'peer|remote|timed? ?out|broken pipe|got 0 bytes', str(e), re.IGNORECASE) is not None
 
 
 def launch(opt: argparse.Namespace) -> None:
-    """Start --ngpu ranks of this script, wait for them and end with their status; return if there is one.
+    """Start --ngpu ranks of this script, wait for them and exit with their status; return if there is one.
 
-    Rank 0 writes to the terminal. If another one fails first, what it said last is shown.
+    Rank 0 writes to the terminal. If another rank fails first, the end of its output is shown.
     """
     if opt.ngpu == 1 or is_rank():
         return
-    cuda_devices(opt)  # an error is told once, before they start
+    cuda_devices(opt)  # reports an error once, before the ranks start
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(opt.ngpu),
@@ -138,28 +137,29 @@ def launch(opt: argparse.Namespace) -> None:
             environment = os.environ | shared | {'RANK': str(i), 'LOCAL_RANK': str(i)}
             started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, **own))
         failed, status = _wait(started)
+        said = ''
         if status < 0:
-            by = signal.Signals(-status).name
-            print(f'rank {failed} was ended by {by}: all have ended', file=sys.stderr)
+            said = f'{signal.Signals(-status).name} ended rank {failed}: all ranks have ended'
         elif status == LOST:
-            print(f'rank {failed} waited for another one, which hangs: all have ended', file=sys.stderr)
+            said = f'rank {failed} waited for a rank that hangs: all ranks have ended'
         elif failed and started[0].returncode != status:
             outputs[failed].seek(0)
             said = outputs[failed].read().strip() or f'rank {failed} has ended with status {status}'
-            print(said if 'Traceback' in said else said.split('\n')[-1], file=sys.stderr)
+            said = said if 'Traceback' in said else said.split('\n')[-1]
+        if said:
+            print(said, file=sys.stderr)
     sys.exit(128 - status if status < 0 else status)
 
 
 def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
-    """The rank whose failure ends the others, and its status; (0, 0) if all end well."""
+    """The rank whose failure ends the others, and its status; (0, 0) if all succeed."""
     try:
         while not any(p.poll() for p in started) and None in [p.returncode for p in started]:
             time.sleep(0.05)
         if any(p.returncode for p in started):
-            time.sleep(2)  # the cause often ends rank 0 too, which then reports it
+            time.sleep(2)  # the same error often ends rank 0 too, which then reports it
         failed = [i for i, p in enumerate(started) if p.poll()]
-        # A rank that has lost another one may end before it.
-        failed.sort(key=lambda i: started[i].returncode == LOST)
+        failed.sort(key=lambda i: started[i].returncode == LOST)  # which may end before the rank that it lost
         return (failed[0], started[failed[0]].returncode) if failed else (0, 0)
     finally:
         for p in started:
@@ -174,54 +174,43 @@ def _wait(started: list[subprocess.Popen]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def start(opt: argparse.Namespace) -> Iterator[torch.device]:
-    """The device; of several ranks this process is one, or the one that starts them and waits.
+    """Start the ranks, or join them; yields the device of this process.
 
-    A rank that waits for one that hangs gives up after PyTorch's time, 10 minutes on CUDA, 30 on a CPU.
+    A rank that waits for one that hangs gives up after PyTorch's limit, 10 minutes on CUDA, 30 on a CPU.
     """
     launch(opt)
-    if is_rank():
-        _check_environment(opt)
+    here = os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('WORLD_SIZE'))
+    if is_rank() and opt.ngpu > 1 and here != str(opt.ngpu):
+        raise InputError(f'--ngpu {opt.ngpu}, but another launcher started {here} ranks: leave out --ngpu, '
+                         f'or unset {" ".join(RANKS)} if no other launcher is in use')
     where = device(opt)
     if not is_rank():
         yield where
         return
-    _meet(where)
+    _join(where)
     yield where
-    # Gloo's threads let go of their last tensors, which takes Python's lock: torch 2.6 holds it while it
-    # waits for their end. A rank that fails does not wait for the others at all (exits.script).
+    # Gloo's threads need Python's lock to release their last tensors, and torch 2.6 holds it while it waits
+    # for them. A rank that fails does not wait for the others at all (exits.script).
     time.sleep(0.2)
     dist.destroy_process_group()
 
 
-def _check_environment(opt: argparse.Namespace) -> None:
-    """Refuse what another launcher may have left in the environment."""
-    found = ' '.join(f'{name}={os.environ[name]}' for name in RANKS)
-    numbers = [os.environ.get(name, '0') for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'LOCAL_RANK')]
-    here = os.environ.get('LOCAL_WORLD_SIZE', os.environ['WORLD_SIZE'])
-    alone = f'; if no other launcher is in use, unset {" ".join(RANKS)}'
-    if not all(text.isdecimal() for text in numbers) or not int(numbers[0]) < int(numbers[1]):
-        raise InputError(f'{found} in the environment: RANK must count from 0 to WORLD_SIZE - 1{alone}')
-    if opt.ngpu > 1 and here != str(opt.ngpu):
-        raise InputError(f'--ngpu {opt.ngpu}, but by {found} in the environment another launcher started '
-                         f'{here}: leave out --ngpu{alone}')
-
-
-def _meet(where: torch.device) -> None:
-    """Wait for the other ranks, until a signal; whoever waits for long learns for whom."""
+def _join(where: torch.device) -> None:
+    """Wait for the other ranks. A note says so after 10 seconds; a signal ends it."""
     address, n = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}', os.environ['WORLD_SIZE']
     us = f'rank {os.environ["RANK"]} (RANK, WORLD_SIZE={n} and MASTER_ADDR are in the environment)'
     note = threading.Timer(10, print, [f'note: {us} waits at {address} for the others'], {'file': sys.stderr})
     note.daemon = True
-    if WATCHED not in os.environ:  # else `launch` sees them all
+    if WATCHED not in os.environ:
         note.start()
-    # PyTorch waits outside of Python, whose handlers of signals would wait with it; there is nothing to save.
+    # PyTorch waits outside of Python, where Python's signal handlers cannot run. Nothing is to be saved yet.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)
-                if callable(signal.getsignal(number))}  # else it is ignored, as by nohup
+                if callable(signal.getsignal(number))}  # not if it is ignored, as with nohup
     cuda = where.type == 'cuda'
     more: dict[str, Any] = {'device_id': where} if cuda else {}
     try:
-        if os.environ.get('GROUP_WORLD_SIZE') == '1':  # torchrun, on one machine
-            # Its store still has the addresses of the ranks before a restart, which new ones would try.
+        if os.environ.get('GROUP_WORLD_SIZE') == '1':  # torchrun on one machine
+            # Its store still has the addresses of the ranks before a restart.
             store, more['rank'], more['world_size'] = next(dist.rendezvous('env://'))
             more['store'] = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store)
         else:
@@ -230,9 +219,8 @@ def _meet(where: torch.device) -> None:
     except (RuntimeError, ValueError) as e:
         if is_lost(e):
             raise
-        why = str(e).splitlines()[0]
-        raise InputError(f'{us} cannot meet the others at {address} ({why}): MASTER_ADDR and MASTER_PORT '
-                         'must be the machine of rank 0 and a free port there') from None
+        raise InputError(f'{us} cannot reach the others at {address} ({str(e).splitlines()[0]}): MASTER_ADDR '
+                         'and MASTER_PORT must be the machine of rank 0 and a free port there') from None
     finally:
         note.cancel()
         for number, handler in handlers.items():
@@ -240,15 +228,15 @@ def _meet(where: torch.device) -> None:
 
 
 def _note_of_restarts() -> None:
-    """Of several machines each counts its restarts: no number tells new ranks' addresses from old ones."""
+    """On several machines each one counts its own restarts, so no number separates new addresses from old."""
     if os.environ['RANK'] == '0' and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and (
             os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0') != '0'):
         print('note: a restart by torchrun may fail on several machines: set '
-              'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them', file=sys.stderr)
+              'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them', file=sys.stderr)
 
 
 def of_first_rank(make: Callable[[], T]) -> T:
-    """What make() gives rank 0, for all: other machines may lack the files that it reads."""
+    """The result of make() on rank 0, for all ranks: other machines may lack the files that it reads."""
     if ranks() == 1:
         return make()
     found: list[Any] = [None if rank() else make()]
@@ -258,21 +246,20 @@ def of_first_rank(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """What rank 0 has done inside, as a download, the others find done.
+    """Rank 0 runs the block first (for instance a download), then the other ranks.
 
-    The first rank of another machine, which may not see the files of rank 0, is next; then come all others.
+    The first rank of every other machine, which may not see the files of rank 0, runs it second.
     """
     turn = 0 if not rank() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
-    after = 2 - turn if ranks() > 1 else 0
     for _ in range(turn):
         dist.barrier()
     yield
-    for _ in range(after):
+    for _ in range(2 - turn if ranks() > 1 else 0):
         dist.barrier()
 
 
 class _Module(nn.Module):
-    """A functional network as DistributedDataParallel wants it."""
+    """A functional network as a module for DistributedDataParallel."""
 
     def __init__(self, f: Network, params: Params):
         super().__init__()
@@ -286,15 +273,15 @@ class _Module(nn.Module):
 
 
 def parallel(f: Network, params: Params) -> tuple[Network, Params]:
-    """f and params such that backward() leaves in every rank the mean of all ranks' gradients.
+    """f and params such that backward() gives every rank the mean of all ranks' gradients.
 
-    BN takes the statistics of a rank's own images; those of rank 0 are kept (`same_statistics`).
+    BN uses the statistics of a rank's own images; those of rank 0 are saved (`same_statistics`).
     """
     if ranks() == 1:
         return f, params
     params = {name: nn.Parameter(t.detach()) if t.requires_grad else t for name, t in params.items()}
     module = DistributedDataParallel(_Module(f, params))
-    # Of 1x1 convolutions, whose two layouts are one and the same in memory.
+    # It warns about 1x1 convolutions, whose two layouts are the same in memory.
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
 
     def parallel_f(x: Tensor, params: Params, mode: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

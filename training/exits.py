@@ -1,6 +1,6 @@
-"""A script as a process: how it ends and what it says then, and what it runs on.
+"""A script as a process: how it ends, what it then says, and what it runs on.
 
-    exits.script(main)     # a mistake of the user is one sentence on stderr and status 2
+    exits.script(main)     # a mistake of the user ends with one sentence on stderr and status 2
 """
 import contextlib
 import errno
@@ -25,7 +25,7 @@ import torch
 from training import devices
 from utils import InputError, is_out_of_memory, one_line
 
-PARENT = 'PARENT_OF_RUN'  # in the environment: the process whose end ends this one
+PARENT = 'PARENT_OF_RUN'  # environment variable: the process without which this one ends
 
 
 class Diverged(Exception):
@@ -33,20 +33,20 @@ class Diverged(Exception):
 
 
 class TimeIsUp(Exception):
-    """A run ends unfinished, as its --max_hours wanted it."""
+    """A run ends unfinished, because --max_hours are over."""
 
 
 def script(main: Callable[[], None]) -> None:
-    """Run a script: what its user can mend ends it with one sentence and status 2, divergence with 1.
+    """Run a script. An error that its user can fix is one sentence with status 2; divergence is status 1.
 
-    A run that --max_hours ends has status 75, 'try again later', so that nothing goes on as if it were done;
-    under torchrun, which would start it again at once, 0.
+    A run that --max_hours ends has status 75, "try again later", so that no script takes it for finished.
+    Under torchrun it has status 0, because torchrun would start it again at once.
     """
     _streams()
     signal.signal(signal.SIGTERM, _stop)
     if parent := os.environ.pop(PARENT, None):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as with nohup
         signal.signal(signal.SIGINT, _stop)
     try:
         main()
@@ -68,31 +68,31 @@ def script(main: Callable[[], None]) -> None:
             _end(2, f'error: {str(e).partition(",")[0]}: leave out --deterministic')
         if not devices.is_lost(e):
             raise
-        time.sleep(1)  # torchrun tells of the first rank that it sees fail: not of this one
-        _end(devices.LOST, '' if devices.WATCHED in os.environ else  # else devices.launch tells which one
+        time.sleep(1)  # torchrun reports the first rank that fails, which should not be this one
+        _end(devices.LOST, '' if devices.WATCHED in os.environ else  # devices.launch reports it
              f'rank {os.environ["RANK"]} has lost another rank, or waited too long for one that hangs')
 
 
 def _end(status: int, sentence: str = '', once: bool = False) -> NoReturn:
-    """End the process after a sentence on stderr; once: from rank 0 alone, since all ranks know it."""
+    """Exit after a sentence on stderr; once: only rank 0 prints it, because all ranks know it."""
     if sentence and not (once and devices.rank()):
         print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr, flush=True)
-    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for it
+    if devices.ranks() > 1:  # the clean-up of this process would wait for ranks that wait for this one
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def _stop(number: int, _: Any) -> None:
-    """SIGTERM or Ctrl-C. The process that waits for ranks sends them SIGTERM after a Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # it would cut off what is said of the first
+    """Handle SIGTERM or Ctrl-C. After a Ctrl-C, the process that waits for ranks sends them SIGTERM too."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a second signal would cut off the message
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, since another one may start on the same folder."""
+    """End this process when its parent is gone, because another one may start on the same folder."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -100,19 +100,19 @@ def _end_with(parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-# --- what it says ----------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------
 
 
 def first_words(e: Exception) -> str:
-    """Two lines of what torch.compile says, since the first may only announce the second."""
+    """Two lines of an error of torch.compile, because the first may only announce the second."""
     return one_line(' '.join(str(e).strip().splitlines()[:2]).strip())[:200] or type(e).__name__
 
 
 class _Output(io.FileIO):
-    """The file of stdout or stderr, which does not end a run when nobody can read it any more.
+    """The file of stdout or stderr. It does not end a run when nobody can read it any more.
 
-    The log holds all results, so a run outlives `| head -1` and its terminal. A full disk is an error on
-    stdout, once, since it may cut off the result of an evaluation.
+    The log holds all results, so a run continues after `| head -1` and without its terminal. A full disk is
+    an error on stdout, once, because it may cut off the result of an evaluation.
     """
     broken = False
 
@@ -120,14 +120,14 @@ class _Output(io.FileIO):
         try:
             return super().write(content)
         except OSError as e:
-            told, self.broken = self.broken, True
-            if self.fileno() == 1 and not told and e.errno not in (errno.EPIPE, errno.EIO):
+            reported, self.broken = self.broken, True
+            if self.fileno() == 1 and not reported and e.errno not in (errno.EPIPE, errno.EIO):
                 raise
             return memoryview(content).nbytes
 
 
 def _streams() -> None:
-    """Make stdout and stderr able to take any text, at any time, also where this process has none (`>&-`)."""
+    """Let stdout and stderr take any text at any time, also in a process that has none (`>&-`)."""
     while (free := os.open(os.devnull, os.O_RDWR)) < 3:  # else the next file, a checkpoint, would be stdout
         pass
     os.close(free)
@@ -138,25 +138,25 @@ def _streams() -> None:
         elif number and stream is getattr(sys, f'__{name}__'):
             stream.flush()
             buffer = io.BufferedWriter(_Output(number, 'w', closefd=False))
-            errors = 'backslashreplace' if stream.errors == 'strict' else stream.errors  # of names of files
+            errors = 'backslashreplace' if stream.errors == 'strict' else stream.errors  # for names of files
             by_line = number == 2 or stream.line_buffering or stream.write_through
             setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=by_line))
 
 
 def print_first(line: str) -> None:
-    """A line on stdout, from rank 0."""
+    """Print a line on stdout, from rank 0."""
     if not devices.rank():
         print(line, flush=True)
 
 
 def say_first(sentence: str) -> None:
-    """A sentence on stderr, from rank 0."""
+    """Print a sentence on stderr, from rank 0."""
     if not devices.rank():
         print(sentence, file=sys.stderr, flush=True)
 
 
 def resume_command(argv: list[str], saved: bool) -> str:
-    """The command line that goes on with the run of `argv`: the same while no checkpoint is saved."""
+    """The command line that resumes the run of `argv`: the same one as long as no checkpoint is saved."""
     start = ['torchrun', '...'] if 'TORCHELASTIC_RUN_ID' in os.environ else ['python']
     if not saved:
         return shlex.join([*start, *argv])
@@ -166,11 +166,11 @@ def resume_command(argv: list[str], saved: bool) -> str:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit of this code (with '-dirty' where files differ from it), versions and device, for the log."""
+    """Commit of this code (with '-dirty' if files differ from it), versions and device, for the log."""
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
-        # By the names of its folders: without them git takes the repository around an unpacked archive.
+        # Without these folders, git would take the repository around an unpacked archive.
         command = ['git', f'--git-dir={here / ".git"}', f'--work-tree={here}', *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
@@ -200,7 +200,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: allocated on a CUDA device, else resident in this process."""
+    """Largest number of bytes so far: allocated on a CUDA device, or resident in this process."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows

@@ -1,4 +1,4 @@
-"""What --fast chooses: the fastest safe --dtype and --compile of this machine, by measured rules."""
+"""What --fast chooses: the fastest safe --dtype and --compile on this machine, by measured rules."""
 import argparse
 
 import torch
@@ -10,10 +10,10 @@ COMPILED_FROM = 3000  # steps: compiling takes 14 to 60 s, and saves 15 to 28 ms
 
 
 def chosen(opt: argparse.Namespace, device: torch.device, steps: int) -> argparse.Namespace:
-    """The options of a run of this many steps, with what --fast chooses; what the user gave stays.
+    """The options with the choices of --fast, for a run of this many steps; 0: an evaluation.
 
-    bfloat16 where the device computes in it; compiled where that saves time, the run is long enough to pay
-    for it and a compiler works. Rank 0 prints the choice. Without steps it is an evaluation.
+    It chooses bfloat16 if the device has instructions for it. It compiles if that saves time, the run is long
+    enough and a compiler works. Options that the user gave stay. Rank 0 prints the choice.
     """
     if not opt.fast:
         return opt
@@ -25,22 +25,22 @@ def chosen(opt: argparse.Namespace, device: torch.device, steps: int) -> argpars
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 by instructions of its own."""
+    """Whether the device has instructions for bfloat16."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported()  # processors with AMX have it too
 
 
 def why_not_compiled(opt: argparse.Namespace, device: torch.device, steps: int) -> str:
-    """The reason, empty if the step is to be compiled."""
+    """The reason not to compile the step, or ''."""
     losses = method.active(opt)
     if any(loss.gradients for loss in losses):
         return 'losses on gradients cannot be compiled'
     if device.type == 'cpu' and not any(loss.teacher for loss in losses):
         return 'a student alone gains nothing from it on a CPU'
     if steps < COMPILED_FROM:
-        return f'{steps:,} steps are too few to pay for it'
-    try:  # no compiler, no headers of Python, no Triton, a full disk, ...: a function of one line shows it
+        return f'{steps:,} steps are too few to save time'
+    try:  # a function of one line fails without a compiler, headers of Python, Triton, room on the disk, ...
         method.compiled(lambda x: x.cos() + 1, [])(torch.ones(8, device=device))
     except Exception as e:
         return f'torch.compile fails here: {exits.first_words(e)}'

@@ -1,7 +1,8 @@
-"""Half precision on CUDA: gradients are scaled up on their way, since small ones vanish in float16.
+"""Half precision on CUDA: gradients are scaled up on their way, because small ones vanish in float16.
 
 torchnet's Engine calls `loss.backward()` inside `optimizer.step(closure)`, where a GradScaler has no place of
-its own: here the step's loss is multiplied by the scale, and the optimizer divides it out before it updates.
+its own. So the loss of a step is multiplied by the scale, and the optimizer divides by it before it updates.
+Without --dtype half the scaler is disabled, and the scale is 1.
 """
 from collections.abc import Callable
 from typing import Any

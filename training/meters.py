@@ -17,18 +17,18 @@ Loader = data.Loader | images.Loader
 
 
 class Meters:
-    """What an epoch measures: kept on the device, read once at its end, for all ranks."""
+    """Measurements of an epoch. They stay on the device, and are read once at its end, for all ranks."""
 
     def __init__(self, topk: tuple[int, ...] = (1,)):
         self.topk = topk
-        self.rows: list[Tensor] = []  # a row of numbers for each batch, see `add`
+        self.rows: list[Tensor] = []  # numbers of each batch, see `add`
         self.sizes: list[int] = []
         self.losses: list[str] = []  # name of each group of each loss
         self.likeness: list[str] = []
-        self.n_images = 0  # of all ranks, known when they are read
+        self.n_images = 0  # of all ranks, known after `read`
 
     def add(self, output: Output, sample: Sample) -> None:
-        """A batch: its loss, right answers for each of topk, losses, likeness."""
+        """Add a batch: its loss, right answers for each of topk, losses, likeness."""
         labels = sample.labels
         best = output.logits.detach().topk(min(max(self.topk), output.logits.shape[1])).indices
         hits = best == labels[:, None]
@@ -51,33 +51,32 @@ class Meters:
         stacked = torch.stack(self.rows).double()
         sums = torch.cat([stacked, torch.ones_like(stacked[:, :1])], 1) * sizes.to(stacked.device)
         sums[:, 1:1 + k] = stacked[:, 1:1 + k]  # right answers are counts already
-        rows = [row for row in devices.summed(sums).tolist() if row[-1]]
-        if not all(math.isfinite(row[0]) for row in rows):
+        *columns, counts = zip(*(row for row in devices.summed(sums).tolist() if row[-1]), strict=True)
+        if not all(map(math.isfinite, columns[0])):
             raise exits.Diverged('the loss is not finite')
-        self.n_images = int(sum(row[-1] for row in rows))
+        self.n_images = int(sum(counts))
         accuracies = ['acc' if top == 1 else f'acc{top}' for top in self.topk]
+        result: dict[str, Any] = {}
         names = ['loss', *accuracies, *self.losses, *self.likeness]
-        meters = [AverageValueMeter() for _ in names]
-        of_losses = range(1 + k, 1 + k + len(self.losses))
-        for *values, n in rows:
-            for i, (meter, value) in enumerate(zip(meters, values, strict=True)):
-                if i in of_losses:
+        for i, (name, column) in enumerate(zip(names, columns, strict=True)):
+            meter, is_loss = AverageValueMeter(), k < i <= k + len(self.losses)
+            for value, n in zip(column, counts, strict=True):
+                if is_loss:
                     meter.add(value / n)  # each batch counts the same, as in the published logs
                 else:
                     meter.add(100 * value if 1 <= i <= k else value, n)
-        result: dict[str, Any] = {}
-        for i, (name, meter) in enumerate(zip(names, meters, strict=True)):
-            if i in of_losses:
-                result.setdefault(f'{name}_losses', []).append([float(v) for v in meter.value()])
+            mean, std = map(float, meter.value())
+            if is_loss:
+                result.setdefault(f'{name}_losses', []).append([mean, std])
             elif name == 'map_cosines':
-                result.setdefault(name, []).append(meter.value()[0])
+                result.setdefault(name, []).append(mean)
             else:
-                result[name] = meter.value()[0]
+                result[name] = mean
         return result
 
 
 def evaluate(h_test: Function, loader: Loader, topk: tuple[int, ...] = (1,)) -> dict[str, Any]:
-    """{'loss': cross-entropy, 'acc': top-1 accuracy in %, ...} over each image once."""
+    """{'loss': cross-entropy, 'acc': top-1 accuracy in %, ...}; each image counts once."""
     engine, meters = Engine(), Meters(topk)
     engine.hooks['on_forward'] = lambda state: meters.add(state['output'], state['sample'])
     engine.test(h_test, loader)
@@ -85,6 +84,6 @@ def evaluate(h_test: Function, loader: Loader, topk: tuple[int, ...] = (1,)) -> 
 
 
 def n_damaged(*loaders: Loader) -> list[int]:
-    """How many images of all ranks were skipped by each loader in its last epoch."""
+    """Number of images that each loader skipped in its last epoch, for all ranks."""
     return devices.summed(torch.tensor([loader.damaged for loader in loaders],
                                        device=loaders[0].device)).tolist()

@@ -1,9 +1,10 @@
-"""What a user sees of a run while it goes on: a bar, the time that is left, TensorBoard.
+"""What a user sees of a run: a progress bar, the time that is left, TensorBoard.
 
     pace = Pace()
+    pace.start()
     ...                          # an epoch
     pace.add()
-    print(pace.seconds(9))       # that nine more will take
+    print(pace.seconds(9))       # that nine more epochs will take
 """
 import contextlib
 import sys
@@ -49,7 +50,7 @@ class Pace:
 
 
 class Progress:
-    """A bar with loss and images/s on a terminal. The loss comes from a copy that nobody waited for."""
+    """A bar on a terminal with images/s and a loss, copied from the device without waiting for it."""
 
     def __init__(self, loader: Loader | images.Loader, name: str):
         self.bar = tqdm(total=loader.n_images, desc=name, unit='img', leave=False,
@@ -58,6 +59,7 @@ class Progress:
         self.copied, self.shown = False, time.monotonic()
 
     def add(self, loss: Tensor, n: int) -> None:
+        """A batch of n images is done."""
         if not self.bar.disable and time.monotonic() - self.shown > 0.5:
             if self.copied:
                 self.bar.set_postfix(loss=f'{self.pinned.item():.3f}', refresh=False)
@@ -103,17 +105,17 @@ class Board:
 
 
 def _but_for_tensorboard(of: threading.ExceptHookArgs) -> None:
-    """What its thread could not write is raised in the main thread, too."""
+    """Do not print errors of its thread: they are raised in the main thread too."""
     if not type(of.thread).__module__.startswith('tensorboard.'):
         threading.__excepthook__(of)
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:
-    """What TensorBoard draws of an epoch: its numbers, and the mean of each group of each loss."""
+    """The numbers of an epoch that TensorBoard draws: of losses, the mean of each group."""
     values = {name: value for name, value in result.items() if isinstance(value, int | float)}
     del values['epoch']
     for name, parts in result.items():
-        if isinstance(parts, list):  # losses of groups have a mean and a deviation
+        if isinstance(parts, list):  # each group of a loss has a mean and a deviation
             values |= {f'{name}/{i}': part[0] if isinstance(part, list) else part
                        for i, part in enumerate(parts)}
     return values

@@ -21,10 +21,10 @@ from utils import Function, InputError, Params
 
 
 class Run:
-    """All epochs that are left of a run; after each, a checkpoint and a line of the log. Rank 0 alone writes.
+    """The epochs that are left of a run. After each, rank 0 writes a checkpoint and a line of the log.
 
-    `student` holds the adaptors of full-activation transfer too; it takes the values of the checkpoint to
-    resume from, if `folder` has one. `facts` are logged with the options. Accuracies are top-k of all `topk`.
+    `student` includes the adaptors of full-activation transfer. If `folder` has a checkpoint to resume from,
+    they take its values. `facts` are logged with the options. `topk`: the k of the top-k accuracies.
     """
 
     def __init__(self, opt: argparse.Namespace, folder: Folder, student: Params, h_test: Function,
@@ -37,7 +37,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.dtype == 'half')
         self.optimizer = sgd(opt, student, self.scaler)
         self.first = 0  # epochs that are done
-        self.classes = facts.get('classes', [])  # their names, where a data set is not told by its own
+        self.classes = facts.get('classes', [])  # names, if the name of the data set does not define them
         if self.folder.state:
             self.restore(self.folder.state)
         self.facts = {'at_losses': [], **vars(opt), **facts, 'n_parameters': utils.n_parameters(self.student),
@@ -52,33 +52,32 @@ class Run:
         """Before the first epoch."""
         self.pace.start()
         state['epoch'] = self.first
-        if self.opt.dtype == 'half':
-            state['network'] = scaled(state['network'], self.scaler)
+        state['network'] = scaled(state['network'], self.scaler)
 
     def start_epoch(self, state: dict[str, Any]) -> None:
-        """Empty meters; where the learning rate drops by steps, a fresh momentum buffer, as in 2017."""
+        """Reset the meters. Where the learning rate drops by steps, reset the momentum too, as in 2017."""
         epoch = self.train_loader.epoch = state['epoch'] + 1
         if self.opt.lr_schedule == 'step' and epoch in self.opt.epoch_step:
-            for of_tensor in self.optimizer.state.values():
-                of_tensor['momentum_buffer'].zero_()
+            for buffer in self.momentum().values():
+                buffer.zero_()
         self.meters = Meters(self.topk)
         self.bar = Progress(self.train_loader, f'epoch {epoch}/{self.opt.epochs}')
         self.begun = time.monotonic()
 
     def set_lr(self, state: dict[str, Any]) -> None:
-        """Before each batch: the learning rate at the middle of the batch."""
+        """Before each batch, set the learning rate to its value at the middle of the batch."""
         sample = state['sample']
         done = (sample.batch + 0.5) / len(self.train_loader)
         for group in self.optimizer.param_groups:
             group['lr'] = method.learning_rate(self.opt, sample.epoch, done)
 
     def measure(self, state: dict[str, Any]) -> None:
-        """After each batch: loss and accuracy, which stay on the device."""
+        """After each batch, record loss and accuracy, which stay on the device."""
         self.meters.add(state['output'], state['sample'])
         self.bar.add(state['output'].loss, len(state['sample'].labels))
 
     def end_epoch(self, state: dict[str, Any]) -> None:
-        """Test, checkpoint, one JSON line, one printed line."""
+        """Test, save a checkpoint, write one JSON line, print one line."""
         epoch = state['epoch']
         result = self.results(epoch)
         if not devices.rank():
@@ -99,7 +98,7 @@ class Run:
     # --- what the hooks are made of ------------------------------------------------------------------------
 
     def results(self, epoch: int) -> dict[str, Any]:
-        """What the log says of an epoch that has been trained: its meters, and the test."""
+        """Results of an epoch for the log: its meters, and the test."""
         result = {k if k.endswith('_losses') else f'train_{k}': v for k, v in self.meters.read().items()}
         trained = time.monotonic()
         self.bar.close()
@@ -115,7 +114,7 @@ class Run:
         return result | ({'damaged_images': damaged} if any(damaged) else {})
 
     def checkpoint(self, epoch: int) -> dict[str, Any]:
-        """All that another process needs to resume after this epoch, or to take the student as a teacher."""
+        """All that another process needs to resume after this epoch, or to use the student as a teacher."""
         return {'params': {name: t.detach() for name, t in self.student.items()},
                 'adaptors': {name: t.detach() for name, t in self.adaptors.items()},
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'epoch': epoch,
@@ -123,7 +122,7 @@ class Run:
                             **({'classes': self.classes} if self.classes else {})}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the values of a checkpoint: student, adaptors, momentum, loss scale, epoch."""
+        """Take student, adaptors, momentum, loss scale and epoch from a checkpoint."""
         source = self.folder.source
         for change in self.folder.changes(self.opt):
             exits.say_first(f'note: {change}')
@@ -132,23 +131,26 @@ class Run:
         fill(self.student, state['params'], f'the network in {source} is not that of the options')
         if self.adaptors:
             fill(self.adaptors, state.get('adaptors'), f'{source} lacks the adaptors of --hint_beta')
-        buffers = {i: t['momentum_buffer'] for i, t in enumerate(self.optimizer.state.values())}
         try:
-            momenta = {i: state['optimizer']['state'][i]['momentum_buffer'] for i in buffers}
+            momentum = {i: state['optimizer']['state'][i]['momentum_buffer'] for i in self.momentum()}
         except (LookupError, TypeError):
-            momenta = {}
-        fill(buffers, momenta, f'the momentum in {source} does not fit its network')
-        if self.opt.dtype == 'half' and state.get('scaler'):
+            momentum = {}
+        fill(self.momentum(), momentum, f'the momentum in {source} does not fit its network')
+        if state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])
         self.first = state['epoch']
 
+    def momentum(self) -> dict[int, Tensor]:
+        """The momentum buffers, numbered as in a saved optimizer."""
+        return {i: state['momentum_buffer'] for i, state in enumerate(self.optimizer.state.values())}
+
     def stop_in_time(self, epoch: int) -> None:
-        """End the run if --max_hours are up. The ranks' clocks differ: all stop if one of them says so."""
-        up = torch.tensor(float(self.pace.is_up(self.opt.max_hours)), device=self.device)
-        if devices.summed(up).item():
-            raise exits.TimeIsUp(f'stopped after epoch {epoch} of {self.opt.epochs}, as the next might not '
-                                   f'end within --max_hours {self.opt.max_hours:g}; go on with: '
-                                   + exits.resume_command(sys.argv, saved=True))
+        """End the run if --max_hours are over. Clocks of ranks differ: all stop if one of them is over."""
+        is_up = torch.tensor(float(self.pace.is_up(self.opt.max_hours)), device=self.device)
+        if devices.summed(is_up).item():
+            raise exits.TimeIsUp(f'stopped after epoch {epoch} of {self.opt.epochs}, because another epoch '
+                                 f'might not end within --max_hours {self.opt.max_hours:g}; resume with: '
+                                 + exits.resume_command(sys.argv, saved=True))
 
     # --- with run: -----------------------------------------------------------------------------------------
 
@@ -166,21 +168,22 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, e: BaseException | None, traceback: TracebackType | None) -> None:
-        """Say what is saved and how to resume, whatever ended the run; let go of its files."""
+        """Whatever ended the run, report what is saved and how to resume; close its files."""
+        epoch, last = self.train_loader.epoch, self.folder.last()
         try:
             if isinstance(e, exits.Diverged):
-                raise exits.Diverged(f'{e} in epoch {self.train_loader.epoch}; {self.folder.last()}: '
-                                       f'try {advice(self.opt)}') from None
+                smaller = ' or --'.join(['lr', *(loss.option for loss in method.active(self.opt))])
+                raise exits.Diverged(f'{e} in epoch {epoch}; {last}: try a lower --{smaller}'
+                                     + ', or a higher --temperature' * bool(self.opt.alpha)) from None
             if isinstance(e, MemoryError | RuntimeError) and utils.is_out_of_memory(e):
-                raise InputError(f'--batch_size {self.opt.batch_size} takes more memory than there is; '
-                                 f'{self.folder.last()}: give a smaller one, or share it among devices with '
-                                 '--ngpu') from None
+                raise InputError(f'--batch_size {self.opt.batch_size} needs more memory than there is; '
+                                 f'{last}: give a smaller one, or more devices with --ngpu') from None
             if isinstance(e, OSError | KeyboardInterrupt | SystemExit):
-                then = (f'stopped in epoch {self.train_loader.epoch}; {self.folder.last()}; go on with: '
-                        + exits.resume_command(sys.argv, bool(self.folder.saved)))
+                stopped = (f'stopped in epoch {epoch}; {last}; resume with: '
+                           + exits.resume_command(sys.argv, bool(self.folder.saved)))
                 if isinstance(e, OSError):
-                    raise InputError(f'{e}; {then}') from None
-                exits.say_first(then)
+                    raise InputError(f'{e}; {stopped}') from None
+                exits.say_first(stopped)
         finally:
             self.folder.close()
             for part in (self.bar, self.board):
@@ -188,23 +191,12 @@ class Run:
                     part.close()
 
 
-def advice(opt: argparse.Namespace) -> str:
-    """What to change in a run that diverged."""
-    smaller = ['lr', *(loss.option for loss in method.active(opt))]
-    return f'a lower --{" or --".join(smaller)}' + (', or a higher --temperature' if opt.alpha else '')
-
-
-def sgd(opt: argparse.Namespace, params: Params,
-        scaler: torch.amp.GradScaler | None = None) -> torch.optim.SGD:
-    """SGD on every trainable tensor, BN and biases included, with a fresh momentum buffer."""
+def sgd(opt: argparse.Namespace, params: Params, scaler: torch.amp.GradScaler | None = None) -> ScaledSGD:
+    """SGD on every trainable tensor, BN and biases included, with a momentum of zero."""
     trained = [t for t in params.values() if t.requires_grad]
-    settings: dict[str, Any] = {
-        'lr': opt.lr, 'momentum': 0.9, 'weight_decay': opt.weight_decay, 'fused': True}
-    if opt.dtype == 'half':
-        optimizer: torch.optim.SGD = ScaledSGD(trained, scaler, **settings)
-    else:
-        optimizer = torch.optim.SGD(trained, **settings)
-    for t in trained:  # else it begins with unset memory, kept where a GradScaler skips the first step
+    optimizer = ScaledSGD(trained, scaler or torch.amp.GradScaler(enabled=False), lr=opt.lr, momentum=0.9,
+                          weight_decay=opt.weight_decay, fused=True)
+    for t in trained:  # otherwise it is unset memory, which stays if a GradScaler skips the first step
         optimizer.state[t]['momentum_buffer'] = torch.zeros_like(t)
     return optimizer
 

@@ -32,7 +32,7 @@ def by_signal(world: World, sign: int) -> tuple[int, str]:
     done = started.end()
     assert done.status in (STATUS[sign], 0), done
     if done.status in (130, 143) and (done.err or done.out):
-        one_sentence(done, 'go on with: python cifar.py')
+        one_sentence(done, 'resume with: python cifar.py')
     lost = sound(folder, done.out)
     goes_on(world, folder)
     return lost, f'{phase}, {when}'
@@ -83,7 +83,7 @@ def full_disk(world: World) -> tuple[int, str]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     done = Started(folder, cifar, CIFAR, prepare).end()
     assert done.status == 2, done
-    one_sentence(done, 'could not save epoch', 'nothing can be written')
+    one_sentence(done, 'could not save epoch', 'cannot write')
     lost = sound(folder, '')
     goes_on(world, folder)
     return lost, f'{limit} bytes'
@@ -107,7 +107,7 @@ def full_file_system(world: World) -> tuple[int, str]:
         done = Started(folder, cifar, words).end()
         assert done.status in (0, 2), done
         if done.status:
-            one_sentence(done, 'could not save epoch', 'nothing can be written')
+            one_sentence(done, 'could not save epoch', 'cannot write')
         shutil.rmtree(folder / 'run')
         shutil.copytree(folder / 'disk' / 'run', folder / 'run')
     finally:
@@ -135,7 +135,7 @@ def read_only(world: World) -> tuple[int, str]:
     for path in paths:
         path.chmod(0o755)
     assert done.status == 2 and content(folder) == before, done
-    one_sentence(done, 'nothing can be written')
+    one_sentence(done, 'cannot write')
     goes_on(world, folder)
     return 0, ''
 
@@ -206,7 +206,7 @@ def two_runs(world: World) -> tuple[int, str]:
     for done in ends:
         if done.status:
             assert done.status == 2, done
-            one_sentence(done, 'belongs to another run', 'another run has written')
+            one_sentence(done, 'in use by another run', 'another run has written')
     both = told(ends[0].out + ends[1].out)
     assert len(both) == len(set(both)), f'both runs did epochs: {both}'
     lost = sound(folder, ends[0].out + ends[1].out)
