@@ -257,13 +257,13 @@ def test_held_out_images_take_the_place_of_the_test_set(tmp_path, monkeypatch):
     ([], True), (['--val_images', 20], True), (['--val_images', 31], False)])
 def test_a_teacher_that_may_have_seen_the_held_out_images(tmp_path, of_teacher, noted):
     command = [*SMALL, '--epochs', 1]
-    assert call(*command, *of_teacher, '--save', 'teacher', cwd=tmp_path).status == 0
+    assert call_cifar(*command, *of_teacher, '--save', 'teacher', cwd=tmp_path).status == 0
     for more in (['--teacher_id', 'teacher', '--alpha', 0.9, '--save', 'student'],
                  ['--evaluate', '--student_params', 'teacher']):
-        done = call(*command, '--val_images', 31, *more, cwd=tmp_path)
+        done = call_cifar(*command, '--val_images', 31, *more, cwd=tmp_path)
         assert (done.status, done.errors) == (0, [])
         assert done.err.count('\n') == done.err.count('held-out') == noted
-    done = call(*command, '--teacher_id', 'teacher', '--alpha', 0.9, '--save', 'other', cwd=tmp_path)
+    done = call_cifar(*command, '--teacher_id', 'teacher', '--alpha', 0.9, '--save', 'other', cwd=tmp_path)
     assert (done.status, done.err) == (0, '')
 
 

@@ -158,9 +158,9 @@ def test_a_run_logs_what_was_chosen_and_is_resumed_without_a_note(folder, compil
 def test_a_run_resumed_in_another_precision_prints_a_note(folder, compiler, monkeypatch):
     """--fast chooses bfloat16 on the second machine."""
     command = [*SMALL, '--save', 'run', '--fast', *AT, '--resume', 'auto']
-    assert call(*command, '--epochs', 1, cwd=folder).status == 0
+    assert call_cifar(*command, '--epochs', 1, cwd=folder).status == 0
     monkeypatch.setattr(fast, 'has_bfloat16', lambda device: True)
-    done = call(*command, '--epochs', 2, cwd=folder)
+    done = call_cifar(*command, '--epochs', 2, cwd=folder)
     note, = [line for line in done.err.splitlines() if '--dtype' in line]
     assert done.status == 0 and note.startswith('note: ') and re.search('bfloat16.* float$', note)
     assert [e['dtype'] for e in log_of(folder / 'run')] == ['float', 'bfloat16']

@@ -79,7 +79,7 @@ def test_max_hours_count_from_the_start_of_the_script(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, 'load', load_slowly)
     for hours, epochs in ((0.5, 1), (1.5, 2)):
         late[0] = 0
-        done = call(*SMALL, '--epochs', 2, '--save', f'run{epochs}', '--max_hours', hours, cwd=tmp_path)
+        done = call_cifar(*SMALL, '--epochs', 2, '--save', f'run{epochs}', '--max_hours', hours, cwd=tmp_path)
         assert done.status == (0 if epochs == 2 else 75) and '00:0' in done.out.splitlines()[0]
         assert len(log_of(tmp_path / f'run{epochs}')) == epochs
 
