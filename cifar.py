@@ -28,30 +28,31 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help='the student: wide ResNet or Network-in-Network')
     group.add_argument('--depth', type=options.positive_int, default=16,
                        help='wide ResNet: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...)')
-    group.add_argument('--width', type=options.positive, default=1.0,
-                       help='wide ResNet: multiplies 16, 32 and 64 channels; NIN: number of channels '
-                            '(96 thin, 192 wide)')
-    group.add_argument('--no_bn', action='store_true', help='NIN: biases instead of BN')
+    group.add_argument('--width', type=options.width, default=1.0,
+                       help='wide ResNet: multiplies 16, 32 and 64 channels (default: 1); '
+                            'NIN: number of channels, 192 for the wide one (default: 96)')
+    group.add_argument('--no_bn', action='store_true', help='NIN: use biases instead of BN')
     group.add_argument('--no_pool_relu', action='store_true', help='NIN: no ReLU before pooling')
     group.add_argument('--teacher_id', type=options.path, default='', metavar='RUN',
-                       help="the teacher: a run's name under logs/, its folder, or weights (file or address)")
+                       help='the teacher: the name of a run under logs/, the folder of a run, or weights '
+                            '(file or address)')
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10',
                        help='data set; shapes is built in and needs no download')
     group.add_argument('--dataroot', '--data_root', type=options.path, default='.', metavar='FOLDER',
-                       help='folder of CIFAR, which is downloaded if it is not there')
+                       help='folder that has CIFAR, or to which it is downloaded')
     group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
                        help='augmentation of training images: random crop and mirror, mirror only, or none')
     group.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
-                       help='width of the reflected border of the random crop')
+                       help='width of the border for the random crop, a reflection of the image')
     group.add_argument('--max_images', type=options.count, default=0, metavar='N',
-                       help='take only the first N images of each split; 0 takes all')
+                       help='use only the first N images of each split; 0: all')
     group.add_argument('--val_images', type=options.count, default=0, metavar='N',
-                       help='hold out N training images and evaluate on them instead of the test set')
+                       help='hold out N training images, and test on them instead of the test set')
     options.add_method(parser)
     options.add_training(parser, batch_size=128, epochs=200, epoch_step=[60, 120, 160], lr_decay_ratio=0.2,
                          weight_decay=5e-4)
-    options.add_device(parser)
+    options.add_device(parser, nthread=4, images='has no effect: the images are in memory')
     opt = options.parse(parser, arguments)
     if opt.model == 'nin':
         parser.set_defaults(depth=nin.DEPTH, width=nin.THIN)
@@ -59,20 +60,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
-    if opt.augment != 'crop_flip' and opt.randomcrop_pad != parser.get_default('randomcrop_pad'):
+    if opt.augment != 'crop_flip' and parser.is_given(opt, 'randomcrop_pad'):
         parser.error(f'--randomcrop_pad has no effect with --augment {opt.augment}')
     if opt.model == 'nin' and opt.depth != nin.DEPTH:
         parser.error(f'--depth is for wide ResNets: a NIN has {nin.DEPTH} convolutions')
     if opt.model == 'nin' and opt.width % 1:
-        parser.error(f'--width {opt.width:g}: of a NIN it is the number of channels, 96 or 192 in the paper')
+        parser.error(f'--width {opt.width:g}: a NIN needs a whole number of channels, 96 or 192 in the paper')
     if opt.model == 'wrn' and (opt.no_bn or opt.no_pool_relu):
         parser.error(f'--{"no_bn" if opt.no_bn else "no_pool_relu"} is for --model nin')
-    if opt.width > 1000:
-        parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1 and 2')
-    if opt.dataset == 'shapes' and opt.dataroot != parser.get_default('dataroot'):
+    if opt.dataset == 'shapes' and parser.is_given(opt, 'dataroot'):
         parser.error('--dataroot has no effect with --dataset shapes, which is built in')
-    if opt.nthread != parser.get_default('nthread') and not devices.is_rank():
-        print('note: --nthread has no effect here: the images are held in memory', file=sys.stderr)
+    if parser.is_given(opt, 'nthread') and not devices.is_rank():
+        print('note: --nthread has no effect here: the images are in memory', file=sys.stderr)
     return opt
 
 

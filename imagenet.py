@@ -31,28 +31,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group = parser.add_argument_group('model')
     group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18,
                        help='number of layers of the student')
-    group.add_argument('--width', type=options.positive, default=1.0,
+    group.add_argument('--width', type=options.width, default=1.0,
                        help='multiplies 64, 128, 256 and 512 channels')
     group.add_argument('--teacher_params', type=options.path, default='', metavar='FILE',
-                       help="the teacher: weights (file or address), a run's folder, or torchvision:resnet34")
+                       help='the teacher: weights (file or address), the folder of a run, or '
+                            'torchvision:resnet34')
     group.add_argument('--finetune', type=options.path, default='', metavar='FILE',
-                       help='weights to start from; the last layer is new, BN is fixed')
+                       help='start from these weights, with a new last layer and fixed BN; changes these '
+                            'defaults: ' + ', '.join(f'--{k} {v}' for k, v in FINETUNING.items()))
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: number of groups, from the first, that are not trained')
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet', help='data set')
+    group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet',
+                       help='data set; folder: any images in train/<class>/ and val/<class>/')
     group.add_argument('--imagenetpath', '--dataroot', type=options.path, default='', metavar='FOLDER',
-                       help='folder of the images: train/<class>/ and val/<class>/; CUB and Scenes as '
-                            'published')
+                       help='folder of the data set (required): train/<class>/ and val/<class>/; CUB and '
+                            'Scenes as published')
     group.add_argument('--skip_damaged', action='store_true',
-                       help='replace a damaged image by another one, and count it, instead of stopping')
+                       help='replace a damaged image by another one and count it, instead of stopping')
     group.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
                        help='cpu: --nthread processes decode JPEG files; cuda: the GPU does (nvJPEG)')
     options.add_method(parser, at_groups=[2, 3])
     options.add_training(parser, batch_size=256, epochs=100, epoch_step=[30, 60, 90], lr_decay_ratio=0.1,
-                         weight_decay=1e-4)
-    options.add_device(parser)
-    parser.set_defaults(nthread=min(parser.get_default('nthread'), devices.n_cores()))
+                         weight_decay=1e-4, save=' (default: logs/<dataset>_resnet_<depth>_<width>_<losses>)')
+    options.add_device(parser, min(4, devices.n_cores()), 'number of processes per device that load images')
     opt = options.parse(parser, arguments)
     if opt.finetune:
         parser.set_defaults(**FINETUNING)
@@ -63,17 +65,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         losses = ''.join(f'_{loss.name}' for loss in method.active(opt))
         opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
-    if opt.evaluate and opt.finetune:
-        parser.error('--evaluate learns nothing: leave out --finetune')
     if opt.dataset in ('cub', 'scenes') and not opt.finetune and not opt.evaluate:
         parser.error(f'--dataset {opt.dataset} is for fine-tuning: add --finetune torchvision:resnet18, '
                      'a run or a file of weights')
-    if opt.freeze != parser.get_default('freeze') and not opt.finetune:
+    if parser.is_given(opt, 'freeze') and not opt.finetune:
         parser.error('--freeze has no effect without --finetune')
     if opt.freeze > 4:
         parser.error(f'--freeze {opt.freeze}: a network has 4 groups')
-    if opt.width > 100:
-        parser.error(f'--width {opt.width:g} is no width of a network; the paper has 1')
     if opt.decode == 'cuda' and not devices.cuda_devices(opt):
         parser.error('--decode cuda needs a CUDA device: leave it out')
     return opt

@@ -107,7 +107,7 @@ def test_defaults_of_fine_tuning_give_way_to_options():
     (['--imagenetpath', 'x', '--evaluate'], '--student_params'),
     (['--imagenetpath', 'x', '--student_params', 'y'], '--evaluate'),
     (['--imagenetpath', 'x', '--evaluate', '--student_params', 'y', '--finetune', 'z'], '--finetune'),
-    (['--imagenetpath', 'x', '--width', '101'], '--width 101'),
+    (['--imagenetpath', 'x', '--width', '1001'], '--width'),
     (['--imagenetpath', 'x', '--decode', 'cuda', '--device', 'cpu'], '--decode cuda needs a CUDA device'),
     (['--imagenetpath', 'x', '--lr_schedule', 'cyclic'], 'cyclic'),
     (['--imagenetpath', 'x', '--warmup', '100'], '--warmup 100'),

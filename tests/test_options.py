@@ -152,7 +152,7 @@ def test_names_of_options_before_may_2018():
     (['--alpha', '1.5'], "--alpha: '1.5' is not a number from 0 to 1"),
     (['--beta', '-1'], "--beta: '-1' is not a finite number from 0"),
     (['--lr', 'nan'], "--lr: 'nan' is not a finite number above 0"),
-    (['--epoch_step', '[60,120'], "'[60,120' is no list of whole numbers"),
+    (['--epoch_step', '[60,120'], "'[60,120' is not a list of whole numbers"),
     (['--gpu_id', '0,0'], "'0,0' has a number twice"), (['--dataset', 'MNIST'], 'CIFAR10'),
     (['--dtype', 'double'], 'bfloat16'), (['--lr'], '--lr')])
 def test_errors_of_the_parser(capsys, arguments, words):
@@ -160,13 +160,18 @@ def test_errors_of_the_parser(capsys, arguments, words):
     assert 'error: ' in err and words in err
 
 
-def test_help_names_every_option(capsys):
-    with pytest.raises(SystemExit) as end:
-        cifar.parse(['--help'])
-    text = capsys.readouterr().out
-    assert end.value.code == 0
-    for name in PUBLISHED:
-        assert f'--{name}' in text
+@pytest.mark.parametrize(('script', 'arguments'), [(cifar, RUN), (imagenet, ['--imagenetpath', 'x'])])
+def test_help_explains_every_option_and_shows_its_default(monkeypatch, script, arguments):
+    parsers, parse = [], options.Parser.parse_args
+    monkeypatch.setattr(options.Parser, 'parse_args',
+                        lambda self, *a: parsers.append(self) or parse(self, *a))
+    script.parse(arguments)
+    formatter = options.Help('')
+    for action in parsers[0]._actions:
+        text = formatter._expand_help(action)
+        assert len(text) > 8 and not re.search(r'default: (None|False|\)|$)', text), action.dest
+        assert ('(default: ' in text) >= (action.default not in (None, False, '', '==SUPPRESS==')
+                                         or action.default == 0 and action.default is not False), action.dest
 
 
 # --- combinations ----------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def test_help_names_every_option(capsys):
     ([*RUN, '--ngpu', '3', '--batch_size', '2'], '--batch_size 2'),
     ([*RUN, '--gpu_id', '0,1'], '--gpu_id'),
     ([*RUN, '--epoch_step', '[0,60]'], '--epoch_step'),
-    ([*RUN, '--width', '1e9'], '--width'),
+    ([*RUN, '--width', '1e9'], '--width'), ([*RUN, '--ngpu', '1025'], '--ngpu'),
     ([*RUN, '--dataset', 'shapes', '--dataroot', 'data'], '--dataroot'),
     ([*RUN, '--hint_beta', '1'], '--hint_beta needs a teacher'),
     ([*RUN, '--grad_beta', '1'], '--grad_beta needs a teacher'),
@@ -367,7 +372,7 @@ def test_every_loss_has_an_option(capsys, monkeypatch, script):
     opt = script.parse([*RUN, *(['--imagenetpath', 'x'] if script is imagenet else [])])
     for loss in method.LOSSES:
         assert getattr(opt, loss.option) == 0
-        assert f'--{loss.option} {loss.option.upper()} {loss.help} (default: 0.0)' in text
+        assert f'--{loss.option} W {loss.help} (default: 0.0)' in text
 
 
 @LOSSES
