@@ -1,7 +1,7 @@
-"""Data sets and their loaders: images stay as uint8 where the compute is, augmentation acts on whole batches.
+"""Data sets in memory and their loaders: uint8 images on the device, whole batches augmented at once.
 
     train_set, test_set = data.load('CIFAR10', root='data', device=torch.device('cuda'))
-    for x, labels, *_ in data.Loader(train_set, batch_size=128, seed=1, pad=4):
+    for sample in data.Loader(train_set, batch_size=128, seed=1, pad=4):
         ...
 """
 import contextlib
@@ -21,12 +21,12 @@ from torchvision import datasets
 from inputs import shapes
 from utils import InputError, Sample
 
-# Of CIFAR-10. The published code takes them for CIFAR-100 as well, and so do the built-in shapes here.
+# Of CIFAR-10. As in the published code, CIFAR-100 uses them too, and so do the built-in shapes.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
 HELD_OUT_SEED = 1612_03928  # the same images in every run, whatever its --seed
 TEST_BATCH = {'cpu': 200, 'cuda': 2000}
-AT_ONCE = {'cpu': 1, 'cuda': 16}  # batches made together: a GPU waits for launches otherwise
+AT_ONCE = {'cpu': 1, 'cuda': 16}  # batches made at once: otherwise a GPU waits for launches
 
 
 class Images(NamedTuple):
@@ -35,15 +35,12 @@ class Images(NamedTuple):
     labels: Tensor  # (N,) int64
 
 
-# --- data sets -------------------------------------------------------------------------------------------
-
-
 def load(name: str, root: str, device: torch.device, max_images: int = 0,
          val_images: int = 0) -> tuple[Images, Images]:
     """Training and test split of CIFAR10 or CIFAR100, downloaded to `root` if missing, or of shapes.
 
-    max_images: only this many of each split, the first ones; 0 takes all. val_images: this many training
-    images are held out, and returned instead of the test split.
+    max_images: only the first ones of each split; 0: all. val_images: this many training images are held out,
+    and returned instead of the test split.
     """
     if name == 'shapes':
         splits: list[tuple] = [shapes.load(train, first=max_images or None) for train in (True, False)]
@@ -59,7 +56,7 @@ def load(name: str, root: str, device: torch.device, max_images: int = 0,
 
 
 def held_out(labels: Tensor, n: int) -> Tensor:
-    """labels (N,) -> (N,) bool, True for n of them: each class in proportion, by a seed of its own."""
+    """labels (N,) -> (N,) bool, True for n of them: each class in proportion, the same ones in every run."""
     classes, counts = labels.unique(return_counts=True)
     if not len(classes) <= n < len(labels):
         raise InputError(f'--val_images {n} does not fit {len(labels)} training images of {len(classes)} '
@@ -95,14 +92,11 @@ def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]
     return np.ascontiguousarray(split.data), split.targets  # torchvision gives a view of (N, 3, 32, 32)
 
 
-# --- augmentation and batches ----------------------------------------------------------------------------
-
-
 def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, pad: int) -> Tensor:
     """Images at `index` (B,), padded by reflection, cropped at `offset` (B, 2), mirrored by `flip` (B,).
 
-    images (N, H, W, 3) -> (B, H, W, 3), the dtype kept. An offset (row, column) lies in 0 ... 2 pad; `pad` is
-    less than H and W. Nothing is padded: each pixel is fetched from where its reflection lies.
+    images (N, H, W, 3) -> (B, H, W, 3) of the same dtype. An offset (row, column) is in 0 ... 2 pad; `pad` is
+    less than H and W. There is no padded copy: each pixel is read from the place of its reflection.
     """
     def source(size: int, start: Tensor) -> Tensor:
         i = torch.arange(size, device=images.device) + start[:, None] - pad  # (B, size)
@@ -125,10 +119,10 @@ def _row(mean: tuple[float, ...], std: tuple[float, ...], width: int, device: to
 
 
 def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, float]]:
-    """Of each batch of n images in order, the part of a rank, and its share in the gradient.
+    """The part of a rank in each batch of n images, and its share in the gradient.
 
-    The share, n_part * ranks / n_batch, makes the mean over ranks of the gradients that of the whole batch.
-    A last batch of fewer images than ranks joins the one before it.
+    With the share, n_part * ranks / n_batch, the mean of the ranks' gradients is that of the whole batch. A
+    last batch with fewer images than ranks joins the one before it.
     """
     if n < ranks:
         raise InputError(f'{n} images are too few for {ranks} ranks: give a smaller --ngpu')
@@ -146,7 +140,7 @@ def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, f
 
 
 class RankLoader:
-    """What loaders have in common: of each batch of n images, the part of a rank."""
+    """Base of the loaders: the parts of a rank in batches of n images."""
 
     def __init__(self, n: int, batch_size: int, rank: int, ranks: int):
         self.parts = parts(n, batch_size, rank, ranks)
@@ -158,7 +152,7 @@ class RankLoader:
 
     @property
     def n_images(self) -> int:
-        """In an epoch, of this rank."""
+        """Number of images of this rank in an epoch."""
         return sum(part.stop - part.start for part, _ in self.parts)
 
 
@@ -166,10 +160,8 @@ class Loader(RankLoader):
     """Batches of a split: with a seed, shuffled and augmented for epoch `epoch`; without, in its order.
 
     Augmentation is a random crop, after a reflected border of `pad` pixels, and with `flip` a random mirror.
-
-    Order and augmentation are drawn from generators of their own, by (seed, epoch, stream): an epoch is the
-    same whatever went before it, and whatever the number of ranks, each of which gets a part of each batch.
-    The last batch is as small as it must be, save that each rank has an image; each comes once an epoch.
+    Order and augmentation have their own generators, from (seed, epoch, stream). So an epoch does not depend
+    on earlier ones, or on the number of ranks. Each rank gets a part of each batch. Each image comes once.
     """
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,
@@ -203,6 +195,6 @@ class Loader(RankLoader):
 
 
 def generator(seed: int, epoch: int, stream: int) -> torch.Generator:
-    """A fresh CPU generator for one epoch: stream 0 is the order of the images, 1 their augmentation."""
+    """A new CPU generator for one epoch: stream 0 is the order of the images, 1 their augmentation."""
     state = np.random.SeedSequence((seed, epoch, stream)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)

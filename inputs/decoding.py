@@ -14,30 +14,30 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 MAX_PIXELS = 64_000_000
-FREE_PIXELS = 16_000_000  # however small the file
-MAX_PIXELS_PER_BYTE = 1000  # of more than FREE_PIXELS; photographs have 1 to 60, scans of text up to 700
-MAX_SIDE = 65_535  # JPEG's; PIL takes memory for each row
-MAX_SCANS = 200  # of a JPEG, which is gone through for each; common are 1 to 12
-FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM')  # for others PIL may start programs
+FREE_PIXELS = 16_000_000  # allowed in a file of any size
+MAX_PIXELS_PER_BYTE = 1000  # above FREE_PIXELS; photographs have 1 to 60, scans of text up to 700
+MAX_SIDE = 65_535  # as in JPEG; PIL needs memory for each row
+MAX_SCANS = 200  # of a JPEG, because each takes time; 1 to 12 are common
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM')  # PIL may start programs for others
 END = b'\xff\xd9'  # of a JPEG
 PNG = b'\x89PNG\r\n\x1a\n'
 PIXEL_CHUNKS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND')  # of a PNG
-DEEP = re.compile(r'(?<!BGR);16|\b65535\)')  # in what PIL tells its decoder: 16 bits a channel
+DEEP = re.compile(r'(?<!BGR);16|\b65535\)')  # in PIL's arguments for its decoder: 16 bits a channel
 
-# What a decoder takes at most: that of WebP has two canvases of four bytes, and copies follow.
+# The memory that a decoder needs: WebP has two canvases of four bytes, and copies follow.
 BYTES_PER_PIXEL, BYTES_AT_LEAST = 20, 64 << 20
 
 
 class Damaged(Exception):
-    """An image that cannot be used; the message is the reason, without the name of the file."""
+    """An image that cannot be used. The message is the reason, without the name of the file."""
 
 
 def decode(content: bytes) -> Tensor:
-    """Content of an image file -> uint8 (3, H, W), RGB, not turned by EXIF, as torchvision's ImageFolder.
+    """Content of an image file -> uint8 (3, H, W), RGB, not rotated by EXIF, like torchvision's ImageFolder.
 
-    Whatever its name says, the content tells the format. Of 16 bits a channel the upper 8 are taken.
-    Damaged: no image or part of one, MAX_PIXELS, or pixels whose white is not known, since they would be
-    black or white all over. MemoryError and OSError: the machine is what fails, damaged or not.
+    The content decides the format, not the name. Of 16 bits a channel, the upper 8 are used. Damaged: no
+    complete image, more than MAX_PIXELS, or pixels whose white is unknown, which would become black or white
+    everywhere. MemoryError and OSError: the machine is the cause, and the image may be sound.
     """
     n_pixels = MAX_PIXELS // 2  # until the header is read; a WebP takes 8 bytes for each pixel before that
     if content.startswith(PNG):
@@ -46,8 +46,8 @@ def decode(content: bytes) -> Tensor:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # reads the header
             _check(image, content)
             n_pixels = image.width * image.height
-            # torchvision gives the pixels of PIL, sooner. What it refuses PIL may take, or has words for.
-            # Its version 0.21 never frees the memory of an image that is cut off.
+            # torchvision gives the same pixels as PIL, but faster. PIL decodes or explains what it refuses.
+            # torchvision 0.21 never frees the memory of an image that is cut off.
             if image.format == 'JPEG' and image.mode in ('L', 'RGB') and content.endswith(END):
                 with contextlib.suppress(RuntimeError):
                     jpeg = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -55,17 +55,17 @@ def decode(content: bytes) -> Tensor:
             return _by_pil(image)
     except Damaged:
         raise
-    except Exception as e:  # PIL lets out whatever comes of damage: SyntaxError, struct.error, ...
-        if isinstance(e, OSError) and e.errno:  # of the machine: PIL loads its parts when it needs them
+    except Exception as e:  # PIL raises many types on damage: SyntaxError, struct.error, ...
+        if isinstance(e, OSError) and e.errno:  # from the machine: PIL loads its modules when it needs them
             raise
-        # Some decoders call an image damaged when they lack memory, and others lack it for a damaged image.
+        # Some decoders report damage when memory is missing, others ask for too much on damage: is there any?
         np.empty(BYTES_AT_LEAST + BYTES_PER_PIXEL * n_pixels, np.uint8)
         reason = 'it holds no image' if isinstance(e, UnidentifiedImageError) else str(e).split('\n')[0]
         raise Damaged(reason or type(e).__name__) from None
 
 
 def _check(image: Image.Image, content: bytes) -> None:
-    """Damaged if decoding takes too much time or memory, by the header; if PIL clips it or makes it black."""
+    """Damaged if, by its header, decoding takes too much time or memory, or gives black or white only."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Damaged(f'its {width}x{height} pixels are more than {MAX_PIXELS:,}')
@@ -77,7 +77,7 @@ def _check(image: Image.Image, content: bytes) -> None:
             n_scans(content) > MAX_SCANS):
         raise Damaged(f'it has more than {MAX_SCANS} scans')
     kind = {'F': 'floats', 'I': '32-bit or signed integers'}.get(image.mode)
-    if kind and not (image.mode == 'I' and image.format in ('PNG', 'PPM')):  # where they are of 16 bits
+    if kind and not (image.mode == 'I' and image.format in ('PNG', 'PPM')):  # there they have 16 bits
         raise Damaged(f'its pixels are {kind}, and nothing says which value is white: convert it to 8 bits')
 
 
@@ -85,17 +85,17 @@ def _by_pil(image: Image.Image) -> Tensor:
     """Pixels of an image whose header is read, (3, H, W)."""
     tiles: Any = getattr(image, 'tile', [])  # parts of the file: (decoder, box, offset, arguments)
     deep = image.mode.startswith('I') or bool(DEEP.search(str([tile[3] for tile in tiles[:1]])))
-    if image.mode.startswith('I'):  # 16 bits of gray, which PIL would clip to white
+    if image.mode.startswith('I'):  # 16 bits of gray: PIL would clip them to white
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     x = torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
-    if deep and x.max() <= 64:  # 12 bits in 16, for instance
-        raise Damaged('no pixel reaches a quarter of the range of 16 bits, as if it had fewer of them: '
+    if deep and x.max() <= 64:  # for instance 12 bits in 16
+        raise Damaged('no pixel reaches a quarter of the range of 16 bits, so it may have fewer bits: '
                       'convert it to 8 bits')
     return x
 
 
 def n_scans(content: bytes) -> int:
-    """Number of scans of a JPEG up to its end, without what its segments hold and what follows the end."""
+    """Number of scans of a JPEG, not counting those within its segments or after its end."""
     n, at = 0, 0
     while 0 <= (at := content.find(b'\xff', at)) < len(content) - 1:
         marker = content[at + 1]
@@ -103,7 +103,7 @@ def n_scans(content: bytes) -> int:
             break
         if marker == 0xff:  # a fill byte
             at += 1
-        elif marker <= 0x01 or 0xd0 <= marker <= 0xd8:  # a byte of a scan, or a marker alone
+        elif marker <= 0x01 or 0xd0 <= marker <= 0xd8:  # a byte of a scan, or a marker without a segment
             at += 2
         else:
             n += marker == 0xda
@@ -112,7 +112,7 @@ def n_scans(content: bytes) -> int:
 
 
 def _pixel_chunks(content: bytes) -> bytes:
-    """A PNG without texts, colour profile and so on: PIL refuses the image if they are large or damaged."""
+    """A PNG without texts, colour profile and so on, which PIL refuses if they are large or damaged."""
     kept, at = [PNG], len(PNG)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at:at + 4])

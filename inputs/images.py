@@ -28,14 +28,14 @@ from inputs.decoding import MAX_PIXELS, Damaged, decode
 from inputs.folders import Split
 from utils import InputError, Sample, is_out_of_memory
 
-SIZE, SHORTER = 224, 256  # side of what the network gets, and shorter side of what it is cut from
+SIZE, SHORTER = 224, 256  # side of the crop; shorter side of the image that it is cut from
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255
-SCALE, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # of a window's area in the image, and of its width to its height
-TRIES = 100  # damaged images in a row, after which the fault lies elsewhere
+SCALE, RATIO = (0.08, 1), (3 / 4, 4 / 3)  # area of a window in the image; its width divided by its height
+TRIES = 100  # damaged images in a row that are skipped
 CROPS = ('resized', 'random', 'center')
 PREFETCH = 2  # batches that a worker is ahead
 
-# Errors that belong to one file. All others belong to the machine: no image is skipped for them.
+# Errors that belong to one file. All others belong to the machine: no image is skipped because of them.
 OF_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
            errno.ENAMETOOLONG}
 REMEDIES = {
@@ -44,7 +44,7 @@ REMEDIES = {
     errno.EAGAIN: 'raise the limit `ulimit -u`, or give a smaller --nthread',
     errno.ENOMEM: 'give a smaller --nthread or --batch_size, or end other programs',
     errno.ENOSPC: 'enlarge the shared memory /dev/shm, or give a smaller --batch_size or --nthread'}
-LIMITS = {  # in the words of torch and of threading
+LIMITS = {  # messages of torch and of threading
     'unable to allocate shared memory': errno.ENOSPC, 'Too many open files': errno.EMFILE,
     "can't start new thread": errno.EAGAIN}
 
@@ -53,18 +53,18 @@ LIMITS = {  # in the words of torch and of threading
 
 
 def cut_box(image: Tensor, box: np.ndarray) -> Tensor:
-    """What of an image (3, H, W) is in a box (left, top, width, height), rounded. Damaged if nothing is."""
+    """The part of an image (3, H, W) in a box (left, top, width, height), rounded. Damaged if it is empty."""
     left, top, right, bottom = (max(round(float(v)), 0) for v in (*box[:2], *(box[:2] + box[2:])))
     image = image[:, top:bottom, left:right]
     if not image.numel():
-        raise Damaged('nothing of it lies in its bounding box ' + ' '.join(f'{v:g}' for v in box))
+        raise Damaged('nothing of it is in its bounding box ' + ' '.join(f'{v:g}' for v in box))
     return image
 
 
 def draw_window(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Window (top, left, height, width) of an image, by the law of torchvision's RandomResizedCrop.
+    """Window (top, left, height, width) of an image, drawn as in torchvision's RandomResizedCrop.
 
-    If none of 10 windows fits: the middle of the image, cut only where it is longer than RATIO.
+    If none of 10 windows fits, it is the middle of the image, cut only where it is longer than RATIO.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*SCALE)
@@ -77,25 +77,26 @@ def draw_window(rng: np.random.Generator, height: int, width: int) -> tuple[int,
 
 
 def draw_offset(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """(top, left) of a crop of SIZE x SIZE, all places alike."""
+    """(top, left) of a crop of SIZE x SIZE, drawn uniformly."""
     return int(rng.integers(height - SIZE + 1)), int(rng.integers(width - SIZE + 1))
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, H, W) -> (3, height, width), bilinear with antialiasing."""
-    if image.device.type != 'cpu':  # where torch resizes floats only
+    if image.device.type != 'cpu':  # there, torch resizes only floats
         x = F.interpolate(image[None].float(), (height, width), mode='bilinear', antialias=True)
         return x[0].round().to(torch.uint8)
-    last = image[None].contiguous(memory_format=torch.channels_last)  # as planes it takes twice the time
+    last = image[None].contiguous(memory_format=torch.channels_last)  # twice as fast as planes
     return F.interpolate(last, (height, width), mode='bilinear', antialias=True)[0]
 
 
 def crop(image: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
-    """What the network gets of an image, uint8 (3, H, W) -> (3, SIZE, SIZE). Small images are enlarged.
+    """The input of the network from an image, uint8 (3, H, W) -> (3, SIZE, SIZE). Small images are enlarged.
 
-    kind 'resized': a window by draw_window, resized; 'random': the shorter side resized to SHORTER, the other
-    in proportion, then a crop anywhere; both mirrored half of the time. 'center': resized alike, the central
-    crop, no draws. Damaged if so long and thin that it would take more than MAX_PIXELS.
+    kind 'resized': a window by draw_window, resized. 'random': the shorter side is resized to SHORTER, the
+    other in proportion, and the crop is anywhere. Both are mirrored half of the time. 'center': resized like
+    'random', and cropped in the middle, without draws. Damaged if the image is so thin that resizing it would
+    take more than MAX_PIXELS.
     """
     height, width = image.shape[1:]
     if kind == 'resized':
@@ -103,7 +104,7 @@ def crop(image: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
         image = resize(image[:, top:top + height, left:left + width], SIZE, SIZE)
     else:
         h, w = (SHORTER * side // min(height, width) for side in (height, width))
-        if h * w > MAX_PIXELS // 8:  # some 120 times as long as wide
+        if h * w > MAX_PIXELS // 8:  # about 120 times as long as wide
             raise Damaged(f'its {width}x{height} pixels are too long and thin')
         middle = round((h - SIZE) / 2), round((w - SIZE) / 2)  # to even, as torchvision does
         top, left = draw_offset(rng, h, w) if kind == 'random' else middle
@@ -115,16 +116,16 @@ def crop(image: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 
 
 normalize = functools.partial(data.normalize, mean=MEAN, std=STD)  # (B, H, W, 3) -> (B, 3, H, W)
-Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), how many were damaged
-Task = tuple[int, list[int], int]  # an epoch, numbers of images, and the number of a slot
+Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), number of damaged images
+Task = tuple[int, list[int], int]  # epoch, numbers of images, number of a slot
 
 
 class Reader(Dataset):
-    """Makes batches, in a worker: reader[epoch, index, slot] writes the B images at index into a slot.
+    """Makes batches in a worker: reader[epoch, index, slot] writes the B images at index into a slot.
 
-    Slots are shared with the main process, so that a worker hands over numbers only: whatever goes wrong with
-    tensors in the thread of a queue would be waited for without end. The draws for an image follow from seed,
-    epoch and index alone.
+    The main process shares the slots, so a worker hands over only numbers. If a worker handed over tensors,
+    an error in its queue would make the main process wait for ever. The draws for an image depend only on
+    seed, epoch and index.
     """
 
     def __init__(self, split: Split, kind: str, seed: int | None, skip_damaged: bool):
@@ -132,7 +133,7 @@ class Reader(Dataset):
         self.slots: list[Tensor] = []
 
     def __getitem__(self, task: Task) -> Any:
-        """What work() returns, or an InputError: raised here, it would bring the traceback of a worker."""
+        """The result of work(), or an InputError: raising it here would add the traceback of a worker."""
         epoch, index, slot = task
         try:
             return self.work(epoch, index, self.slots[slot])
@@ -150,13 +151,12 @@ class Reader(Dataset):
         return x[:len(taken)], self.split.labels[taken], n_damaged
 
     def fill(self, epoch: int, index: list[int], x: Tensor) -> tuple[list[int], int]:
-        """Write images into x (from B, SIZE, SIZE, 3); return which ones, and how many were damaged."""
+        """Write images into x (B or more, SIZE, SIZE, 3); return their numbers, and how many were damaged."""
         taken: list[int] = []
         n_damaged, n = 0, len(self.split.paths)
         with quiet():
             for i in index:
-                # Image i, and what may replace it.
-                for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):
+                for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and its replacements
                     try:
                         x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
                         taken.append(j % n)
@@ -164,33 +164,33 @@ class Reader(Dataset):
                     except (Damaged, OSError) as e:
                         reason = self.damage(j % n, e)
                     if not self.skip_damaged:
-                        raise InputError(f'{reason}: mend or delete it, or give --skip_damaged')
+                        raise InputError(f'{reason}: fix or delete it, or give --skip_damaged')
                     n_damaged += j == i
                 else:
                     if self.seed is not None:
-                        raise InputError(f'{reason}, as are all around it: see what befell {self.split.root}')
+                        raise InputError(f'{reason}, and so are all images near it: check {self.split.root}')
         return taken, n_damaged
 
-    work = fill  # of a worker
+    work = fill
 
     def damage(self, i: int, e: Damaged | OSError) -> str:
-        """The sentence that image i is damaged. InputError if the machine is what failed."""
+        """The sentence that image i is damaged. InputError if the cause is the machine."""
         if isinstance(e, OSError) and e.errno not in OF_FILE:
             raise machine_fault(f'{self.split.path(i)} cannot be read', e.errno or 0)
         return f'{self.split.path(i)} is damaged ({getattr(e, "strerror", e)})'
 
     def rng(self, epoch: int, i: int) -> np.random.Generator:
-        """What the draws for image i come from in an epoch."""
+        """The generator of the draws for image i in an epoch."""
         return np.random.default_rng((self.seed or 0, epoch, 1, i))
 
     def image(self, i: int, rng: np.random.Generator) -> Tensor:
-        """Image i of the split as the network gets it, uint8 (3, SIZE, SIZE)."""
+        """Image i as input of the network, uint8 (3, SIZE, SIZE)."""
         with warnings.catch_warnings(), open(self.split.path(i), 'rb') as file:
-            warnings.simplefilter('ignore')  # of PIL, about EXIF that nobody reads
+            warnings.simplefilter('ignore')  # PIL warns about EXIF, which is not used
             return self.cut(decode(file.read()), i, rng)
 
     def cut(self, image: Tensor, i: int, rng: np.random.Generator) -> Tensor:
-        """Image i, decoded, uint8 (3, H, W) -> (3, SIZE, SIZE): its bounding box and the crop."""
+        """Bounding box and crop of image i, decoded: uint8 (3, H, W) -> (3, SIZE, SIZE)."""
         if self.split.boxes is not None:
             image = cut_box(image, self.split.boxes[i])
         return crop(image, self.kind, rng)
@@ -198,9 +198,9 @@ class Reader(Dataset):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without stderr, on which libjpeg and libtiff, past Python, comment on each damaged image."""
+    """Discard stderr, to which libjpeg and libtiff write comments about damaged images."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # there is none, or no more files may be open
+        with contextlib.suppress(OSError):  # there is no stderr, or too many files are open
             kept = os.dup(2)
             stack.callback(os.close, kept)
             nothing = os.open(os.devnull, os.O_WRONLY)
@@ -211,38 +211,40 @@ def quiet() -> Iterator[None]:
 
 
 def machine_fault(what: str, number: int) -> InputError:
-    """What cannot be done since the machine has reached a limit, or a file system is away."""
-    remedy = REMEDIES.get(number, 'see to the disk or the network, then go on with the run')
+    """The error that something is impossible because of a limit of the machine or of its file system."""
+    remedy = REMEDIES.get(number, 'check the disk or the network, then resume the run')
     return InputError(f'{what} ({os.strerror(number)}): {remedy}')
 
 
 def _iter(pool: DataLoader) -> Iterator[Any]:
-    """iter(pool); where that fails, what is half made goes at once, without a word about what it lacks."""
+    """iter(pool). If it fails, delete the unfinished iterator at once, without its messages."""
     try:
         return iter(pool)
     except (OSError, RuntimeError) as e:
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        e.__traceback__ = None  # which has held it
+        e.__traceback__ = None  # it refers to the iterator
         sys.unraisablehook = hook
         raise
 
 
 def _start(_: int) -> None:
+    """Prepare a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
-    sys.excepthook = lambda *_: None  # of the thread that hands out batches, when the main process is gone
-    # What this thread fails to hand over the main process would wait for. It sees the end of a worker.
+    sys.excepthook = lambda *_: None  # for the thread that hands over batches, when the main process is gone
+    # The main process would wait for a batch that this thread fails to hand over. It notices a worker's end.
     multiprocessing.queues.Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # type: ignore[attr-defined]
 
 
 class Loader(data.RankLoader):
     """Batches of image files: with a seed, in a new order each epoch; without, in the order of the split.
 
-    Order and draws follow from (seed, epoch, image): an epoch is the same whatever went before it, and
-    whatever the numbers of workers and of ranks, each of which gets a part of each batch. Worker processes
-    start with the first epoch and stay until close(); with 0, this process does their work. One iteration at
-    a time: a new one ends that before it. InputError names a damaged image; with skip_damaged the next sound
-    one takes its place in training, and in evaluation it is left out; `damaged` counts them in the epoch.
-    InputError as well if a worker is killed, or if the machine has reached a limit.
+    Order and draws depend only on (seed, epoch, image), not on earlier epochs or the numbers of workers and
+    ranks. Each rank gets a part of each batch. Workers start with the first epoch and stay until close();
+    with 0 workers, this process does their work. Only one iteration runs at a time: a new one ends the last.
+
+    InputError names a damaged image. With skip_damaged, the next sound image replaces it in training, and
+    evaluation leaves it out; `damaged` counts them in the epoch. InputError also if a worker is killed, or if
+    the machine has reached a limit.
     """
 
     kind = Reader
@@ -253,8 +255,9 @@ class Loader(data.RankLoader):
         super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
         self.reader: Any = self.kind(split, crop, seed, skip_damaged)
-        # Of an epoch, what the workers are asked for in turn. To hand over tensors takes a thread here, which
-        # would tell in many lines that a worker was killed.
+        self.n_slots = PREFETCH * workers + 1  # the step reads one more
+        # Tasks of an epoch. DataLoader samples from this list: a thread that handed over tensors would print
+        # many lines when a worker is killed.
         self.tasks: list[Task] = []
         self.pool: DataLoader | None = None
         self.results: Iterator[Any] | None = None
@@ -276,17 +279,12 @@ class Loader(data.RankLoader):
             yield Sample(normalize(x), labels, epoch, i, share)
 
     def close(self) -> None:
-        """End the workers; a next epoch starts new ones."""
+        """End the workers. The next epoch starts new ones."""
         self.pool = self.results = None
         self.reader.slots = []
 
-    @property
-    def n_slots(self) -> int:
-        """Each worker is PREFETCH batches ahead, while the step reads one more."""
-        return PREFETCH * self.workers + 1
-
     def _batch(self, task: Task, result: tuple[list[int], int]) -> Batch:
-        """The batch on the device, from what the workers have written into its slot."""
+        """The batch on the device, from the slot that a worker has filled."""
         taken, n_damaged = result
         x, labels = self.reader.slots[task[2]][:len(taken)], self.reader.split.labels[taken]
         if self.device.type == 'cuda':
@@ -294,7 +292,7 @@ class Loader(data.RankLoader):
         return x, labels, n_damaged
 
     def _results(self) -> Iterator[Any]:
-        """What comes of the tasks. Nothing but self holds the iterator, so that close() frees the workers."""
+        """Results of the tasks. Only self refers to the iterator, so that close() ends the workers."""
         try:
             handler = signal.getsignal(signal.SIGCHLD)
             with warnings.catch_warnings():
@@ -302,10 +300,10 @@ class Loader(data.RankLoader):
                 self.pool = self.pool or self._open()
                 self.results = _iter(self.pool)
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, handler)  # DataLoader's raises wherever we are if a worker dies
+                signal.signal(signal.SIGCHLD, handler)  # DataLoader's own raises anywhere if a worker dies
             for _ in self.parts:
                 yield next(self.results)
-        except (RuntimeError, EOFError, OSError) as e:  # EOFError if it dies while it hands over a batch
+        except (RuntimeError, EOFError, OSError) as e:  # EOFError: a worker died while it sent a batch
             limit = e.errno if isinstance(e, OSError) else next(
                 (number for words, number in LIMITS.items() if words in str(e)), None)
             if isinstance(e, RuntimeError) and limit is None and not str(e).startswith('DataLoader worker'):
@@ -313,11 +311,11 @@ class Loader(data.RankLoader):
             self.close()
             if limit in REMEDIES:
                 raise machine_fault('processes that read images cannot work', limit) from None
-            raise InputError('a process that reads images was killed, perhaps for want of memory: '
+            raise InputError('a process that reads images was killed, perhaps because memory ran out: '
                              'give a smaller --nthread or --batch_size') from None
 
     def _open(self) -> DataLoader:
-        """Make the slots, and what starts workers."""
+        """Make the slots, and the DataLoader that starts the workers."""
         largest = max(part.stop - part.start for part, _ in self.parts)
         for _ in range(self.n_slots):
             x = torch.empty((largest, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -325,4 +323,4 @@ class Loader(data.RankLoader):
         return DataLoader(
             self.reader, batch_size=None, sampler=self.tasks, num_workers=self.workers,
             persistent_workers=self.workers > 0, prefetch_factor=PREFETCH if self.workers else None,
-            worker_init_fn=_start, generator=torch.Generator())  # else it draws from the global one
+            worker_init_fn=_start, generator=torch.Generator())  # without one, it draws from the global one

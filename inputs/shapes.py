@@ -1,16 +1,16 @@
-"""The built-in data set: ten shapes to be found among distractors, drawn in seconds, nothing to download.
+"""The built-in data set: ten shapes among distractors, drawn in seconds, without a download.
 
     python cifar.py --dataset shapes --save logs/shapes_teacher
 
-A picture is 32 x 32 and holds one whole shape, at a random place, size, angle and colour, over a textured
-ground that also carries blobs, lines, corners and arcs in colours of the same kind. The label is the shape's
-form; neither colour nor place tells it, so that a network has to learn where to look.
+A picture is 32 x 32 and has one whole shape, at a random place, size, angle and colour. Its textured ground
+also has blobs, lines, corners and arcs in similar colours. The label is the form of the shape. Colour and
+place do not show it, so a network has to learn where to look.
 
-Lengths are in pixels, x to the right and y down, a pixel's centre at + 0.5; colours are in [0, 1] until the
-end.
+Lengths are in pixels, x to the right and y down; the centre of a pixel is at + 0.5. Colours are in [0, 1]
+until the end.
 """
 from collections.abc import Callable
-from math import cos, pi, sin, sqrt  # of numpy's, version 2 would turn float32 into float64
+from math import cos, pi, sin, sqrt  # those of numpy 2 would turn float32 into float64
 
 import numpy as np
 from numpy.random import Generator
@@ -19,29 +19,29 @@ N_TRAIN = 5_000
 N_TEST = 2_000
 SIZE = 32
 
-# How hard it is. A change of any of these is another data set: results before and after it do not compare.
-RADIUS = (7.0, 12.0)            # the circle a shape fills: smaller is harder
+# The difficulty. A change to any of these makes another data set, whose results cannot be compared.
+RADIUS = (7.0, 12.0)            # of the circle around a shape: smaller is harder
 CONTRAST = (0.35, 0.60)         # how far, in RGB, a shape or a distractor is from the ground: lower is harder
 DISTRACTORS = (1, 3)            # fewest and most in a picture
-DISTRACTOR_RADIUS = (2.0, 4.0)  # the nearer to RADIUS, the harder
+DISTRACTOR_RADIUS = (2.0, 4.0)  # nearer to RADIUS is harder
 TEXTURE = (0.01, 0.04)          # amplitude of each of the waves in the ground: higher is harder
 WAVES = 3                       # number of them
-WAVELENGTH = (4.0, 16.0)        # theirs: hardest near the size of a shape's parts
-CLOUDS = 0.10                   # amplitude of the ground's slow changes of colour
+WAVELENGTH = (4.0, 16.0)        # hardest near the size of the parts of a shape
+CLOUDS = 0.10                   # amplitude of slow changes of colour in the ground
 NOISE = 0.04                    # amplitude of the noise in each pixel
 
-_CHUNK = 250          # pictures drawn at once: bounds the memory and keeps the arrays in cache
+_CHUNK = 250          # pictures drawn at once: the arrays stay in the cache
 _GRID = 5             # random colours along each side of the clouds, interpolated in between
-_GROUND = (0.3, 0.7)  # the ground's colour in each channel, so far from 0 and 1 that little is clipped
+_GROUND = (0.3, 0.7)  # colour of the ground: far enough from 0 and 1 that little is clipped
 
-# A figure is a function of u, v (m, S, S), coordinates in units of its radius that turn with it, and of its
-# form (m, 1, 1) in [0, 1], which varies it within the class. It gives the signed distance to its edge in the
-# same units (m, S, S), negative inside. A shape lies within the unit circle.
+# A figure is a function of u, v (m, S, S), its own coordinates in units of its radius, and of its form
+# (m, 1, 1) in [0, 1], which varies within the class. It returns the signed distance to its edge, (m, S, S),
+# negative inside. A shape is within the unit circle.
 Figure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _wedge(u: np.ndarray, v: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Folds the plane onto 0 <= angle <= pi / n, as the n axes of a regular figure do."""
+    """Fold the plane to 0 <= angle <= pi / n, along the n axes of a regular figure."""
     sector = np.float32(2 * pi / n)
     angle = np.arctan2(v, u)
     angle = np.abs(angle - sector * np.rint(angle / sector))
@@ -62,7 +62,7 @@ def _cross(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
 
 
 def _heart(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
-    k = 0.75  # half the diagonal of a square on its corner; a disc on each of its upper sides
+    k = 0.75  # half the diagonal of a square that stands on a corner, with a disc on each upper side
     u, v = np.abs(u), v - 0.1
     return np.minimum((u + np.abs(v) - k) / sqrt(2), np.hypot(u - k / 2, v + k / 2) - k / sqrt(2))
 
@@ -74,7 +74,7 @@ def _arrow(u: np.ndarray, v: np.ndarray, form: np.ndarray) -> np.ndarray:
 
 
 def _strokes(u: np.ndarray, v: np.ndarray, angle: np.ndarray | np.floating) -> np.ndarray:
-    """Two strokes from the origin, at +- angle to u; pi / 2 makes one line of them."""
+    """Two strokes from the origin, at +- angle to u; at pi / 2 they are one line."""
     c, s, v = np.cos(angle), np.sin(angle), np.abs(v)
     t = np.clip(u * c + v * s, 0, 1)
     return np.hypot(u - t * c, v - t * s) - 0.22
@@ -104,7 +104,7 @@ FRAGMENTS: dict[str, Figure] = {
 
 
 def mask(figure: Figure, x, y, radius, angle, form, size: int = SIZE) -> np.ndarray:
-    """How much of each pixel a figure covers, (m, size, size) float32 in [0, 1], in m places.
+    """The part of each pixel that a figure covers, (m, size, size) float32 in [0, 1], in m places.
 
     Centre x, y and radius in pixels, angle in radians from x towards y, form in [0, 1], each of shape (m,).
     """
@@ -122,9 +122,9 @@ def mask(figure: Figure, x, y, radius, angle, form, size: int = SIZE) -> np.ndar
 def make(n: int, seed: int, stream: int = 0, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """n pictures (n, 32, 32, 3) uint8 and labels (n,) int64: indices into CLASSES, balanced, in random order.
 
-    Of the n, with `first`, only so many, the first ones, which saves the time to draw the others.
-    The same for the same (n, seed, stream); the streams of one seed are independent. Only uniform numbers are
-    drawn, which numpy keeps from version to version; other hardware may round a pixel to the next value.
+    With `first`, only the first of them are drawn. The pictures depend only on (n, seed, stream), and the
+    streams of a seed are independent. Only uniform numbers are drawn, which do not depend on the version of
+    numpy. Other hardware may round a pixel to the next value.
     """
     rng = Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream,))))
     labels = np.argsort(rng.random(n), kind='stable') % len(CLASSES)
@@ -142,19 +142,19 @@ def load(train: bool, seed: int = 0, first: int | None = None) -> tuple[np.ndarr
 def _pictures(labels: np.ndarray, rng: Generator) -> np.ndarray:
     n = len(labels)
     picture = _ground(n, rng)  # (n, 3, SIZE, SIZE)
-    things = np.zeros_like(picture)  # added to the ground, so that its texture goes on through them
+    things = np.zeros_like(picture)  # added to the ground, so that its texture is visible in them
     count = DISTRACTORS[0] + _choice(rng, n, DISTRACTORS[1] - DISTRACTORS[0] + 1)
     for i in range(DISTRACTORS[1]):
         kind = np.where(i < count, _choice(rng, n, len(FRAGMENTS)), -1)
         _paint(things, FRAGMENTS, kind, DISTRACTOR_RADIUS, whole=False, rng=rng)
-    _paint(things, SHAPES, labels, RADIUS, whole=True, rng=rng)  # last, so that nothing hides a part of it
+    _paint(things, SHAPES, labels, RADIUS, whole=True, rng=rng)  # last, so that nothing covers it
     picture += things
     picture += 2 * NOISE * (rng.random(picture.shape, np.float32) - 0.5)
     return np.rint(255 * np.clip(picture, 0, 1)).transpose(0, 2, 3, 1)
 
 
 def _ground(n: int, rng: Generator) -> np.ndarray:
-    """Waves and clouds, (n, 3, SIZE, SIZE): sums of columns times rows, so that one product makes all."""
+    """Waves and clouds, (n, 3, SIZE, SIZE), as one matrix product of columns and rows."""
     along = np.arange(SIZE) + 0.5
     angle, phase = 2 * pi * rng.random((2, n, WAVES, 1))
     k = 2 * pi / _uniform(rng, WAVELENGTH, n, WAVES, 1)
@@ -174,7 +174,7 @@ def _ground(n: int, rng: Generator) -> np.ndarray:
 
 def _paint(things: np.ndarray, figures: dict[str, Figure], kind: np.ndarray, size: tuple[float, float],
            whole: bool, rng: Generator) -> None:
-    """Paints figure kind (n,), -1 for none, over things (n, 3, SIZE, SIZE), in place; whole: none cut off."""
+    """Paint figures of kind (n,), -1 for none, over things (n, 3, SIZE, SIZE). whole: not cut off."""
     n = len(kind)
     radius = _uniform(rng, size, n)
     x, y = whole * radius + (SIZE - 2 * whole * radius) * rng.random((2, n))

@@ -202,7 +202,7 @@ def test_a_flipped_bit_is_told(tmp_path):
         for bit in (0, 7):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
             assert not torch.equal(torch.load(path, weights_only=True)['w'], w)
-            with pytest.raises(InputError, match=r'model\.pt7 is damaged.*checksum.*bring back a copy'):
+            with pytest.raises(InputError, match=r'model\.pt7 is damaged.*checksum'):
                 read(path)
     path.write_bytes(whole)
     assert torch.equal(read(path)['w'], w)

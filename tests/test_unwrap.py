@@ -139,7 +139,7 @@ def test_attributes_that_hide_methods(tmp_path, name):
         torch.save(content, path)
         assert equal(tensors.read(path), params)
         assert checkpoint.dataset_of(path) == (None if content is hostile else 'CIFAR10')
-        with pytest.raises(InputError, match='no checkpoint'):
+        with pytest.raises(InputError, match='not a checkpoint'):
             checkpoint.Folder(argparse.Namespace(save=tmp_path, resume='auto'))
 
 

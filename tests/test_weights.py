@@ -503,11 +503,11 @@ def test_importing_needs_no_such_package():
 
 
 @pytest.mark.parametrize(('content', 'word'), [
-    (b'', 'empty'), (b'<!DOCTYPE html>\n<html>404</html>', 'web page'), (b'\n \xef\xbb\xbf', 'no file of'),
+    (b'', 'empty'), (b'<!DOCTYPE html>\n<html>404</html>', 'web page'), (b'\n \xef\xbb\xbf', 'not a file'),
     (b'\xef\xbb\xbf \r\n<html lang="en">caf\xc3\xa9', 'web page'), (b'404: Not Found', "'404: Not Found'"),
-    (b'{"message": "x"}', "'{"), (b'1234567 {"message": "x"}', "'1234567 {"), (b'\n', 'no file'),
-    (b'\0' * 1000, 'no file'), (random.Random(0).randbytes(1000), 'no file'), (b'PK\3\4', 'truncated'),
-    (b'PK\5\6' + b'\0' * 18, 'no file'), (b'\x80\x02.', 'truncated'),
+    (b'{"message": "x"}', "'{"), (b'1234567 {"message": "x"}', "'1234567 {"), (b'\n', 'not a file'),
+    (b'\0' * 1000, 'not a file'), (random.Random(0).randbytes(1000), 'not a file'), (b'PK\3\4', 'truncated'),
+    (b'PK\5\6' + b'\0' * 18, 'not a file'), (b'\x80\x02.', 'truncated'),
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 87000000\n', "'git lfs pull'")])
 def test_other_files(tmp_path, content, word):
     (tmp_path / 'weights.hkl').write_bytes(content)

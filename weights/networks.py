@@ -1,10 +1,11 @@
-"""From tensors to the network that they belong to, told by their names and shapes.
+"""From tensors to the network that they belong to, which their names and shapes determine.
 
     f, params = networks.load('resnet-34-export.hkl')
     print(networks.describe(params))                     # folded ResNet-34 of width 1, 1000 classes, ...
 """
 import re
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +20,21 @@ from weights import tensors
 
 
 class Kind(NamedTuple):
-    """A kind of network: how names and shapes of tensors tell it, what it is called, and who builds it."""
+    """A kind of network: how to recognise its tensors, its names, and how to build it."""
     kind: str  # in logs
     name: str  # with its depth and width
-    begins: str  # how a name begins that no kind before it in KINDS has
+    begins: str  # beginning of a tensor's name that no kind before it in KINDS has
     groups: int  # 3 for images of 32 x 32, 4 for 224 x 224
-    layers: tuple[int, int]  # that make up its depth: in a block, and outside of blocks
-    unit: int  # channels of its last group at width 1
-    outputs: tuple[str, ...]  # convolutions that tell its channels
+    layers: tuple[int, int]  # that count for the depth: in a block, and outside of blocks
+    unit: int  # channels of the last group at width 1
+    outputs: tuple[str, ...]  # convolutions that determine its channels
     build: Callable[['Found'], tuple[Network, Params]]
     folded: Callable[[tuple[int, ...]], Network] | None = None  # the function after `resnet.fold`, by blocks
-    lacks: tuple[tuple[str, str], ...] = ()  # what it may lack, and the part of a name that shows it is there
+    lacks: tuple[tuple[str, str], ...] = ()  # what it may lack, and a part of a name that shows it is there
 
 
 class Found(NamedTuple):
-    """What the names and shapes of tensors tell of their network."""
+    """What names and shapes of tensors say about their network."""
     kind: Kind
     blocks: tuple[int, ...]  # in each group
     channels: tuple[int, ...]  # of `kind.outputs`
@@ -47,7 +48,7 @@ class Found(NamedTuple):
 
     @property
     def width(self) -> float:
-        return self.channels[-1] / self.kind.unit  # the last group shows a fraction of a width best
+        return self.channels[-1] / self.kind.unit  # rounding affects the last group least
 
     def __str__(self) -> str:
         name = self.kind.name.format(depth=self.depth, width=self.width)
@@ -90,12 +91,11 @@ KINDS = (
 
 
 def load(path: Path | str) -> tuple[Network, Params]:
-    """The network in `path` and its tensors, on the CPU; the kind is told by their names.
+    """The network in `path` and its tensors, on the CPU.
 
-    Wide ResNets, ResNets and NIN, of own checkpoints and runs' folders, those of the published code (of
-    student and teacher, the student), the folded exports and resnet-18-at-export, torchvision's resnet18 and
-    resnet34: from any file or address that `weights.read` takes. InputError lists what is missing and what is
-    unknown.
+    Wide ResNets, ResNets and NIN from any file or address that `tensors.read` accepts: checkpoints and
+    folders of runs, those of the published code (the student, not its teacher), the exports, and
+    torchvision's resnet18 and resnet34. InputError lists what is missing and what is unknown.
     """
     return network(tensors.read(path), str(path))
 
@@ -117,7 +117,7 @@ def network(params: Params, source: str = 'this dictionary') -> tuple[Network, P
 
 
 def describe(params: Params) -> str:
-    """Kind, depth, width, number of classes and of parameters of a network's tensors, in a line."""
+    """One line with kind, depth, width, number of classes and number of parameters of a network."""
     found = _find(params)
     return f'{found}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
 
@@ -125,7 +125,7 @@ def describe(params: Params) -> str:
 def fields(params: Params) -> dict[str, Any] | None:
     """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors.
 
-    Of a NIN also 'pool_relu', but not 'bn': a teacher is folded, and then has no BN in either case.
+    A NIN also has 'pool_relu', but not 'bn': a teacher is folded, so it has no BN.
     """
     if not params:
         return None
@@ -135,7 +135,7 @@ def fields(params: Params) -> dict[str, Any] | None:
 
 
 def image_size(params: Params) -> int:
-    """Side of the images that a network is made for, in pixels: 32 of CIFAR, 224 of ImageNet."""
+    """Side of the images of a network in pixels: 32 for CIFAR, 224 for ImageNet."""
     return 32 if n_groups(params) == 3 else 224
 
 
@@ -145,7 +145,7 @@ def n_groups(params: Params) -> int:
 
 
 def from_torchvision(params: Params) -> Params:
-    """Names of torchvision's resnet18 and resnet34 -> ours; other names stay."""
+    """Rename tensors of torchvision's resnet18 and resnet34 to our names; leave others as they are."""
     if 'layer1.0.conv1.weight' not in params:
         return params
 
@@ -162,48 +162,39 @@ def from_torchvision(params: Params) -> Params:
 
 
 class _Part(nn.Module):
-    """Tensors whose names begin alike, and the parts under it.
+    """Holds tensors whose names begin alike. Calling it runs its hooks: those of torch.nn.utils.prune."""
 
-    It reads attributes, whatever stores them: replicas of nn.DataParallel have no parameters, and after
-    torch.nn.utils.prune a hook of this part computes its tensors. Calling the part runs the hook.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.leaves: list[str] = []
-
-    def tensors(self) -> Params:
-        """By the rest of their names."""
-        found = {leaf: getattr(self, leaf) for leaf in self.leaves}
-        for name, part in self.named_children():
-            if isinstance(part, _Part):
-                found |= {f'{name}.{rest}': t for rest, t in part().items()}
-        return found
-
-    forward: Callable[..., Any] = tensors
+    def forward(self) -> None:
+        pass
 
 
-class Module(_Part):
+class Module(nn.Module):
     """A functional network as a module: `logits, groups = module(x)`; its state has the names of `params`.
 
-    It can be pickled and copied, though its function cannot: the tensors tell that again.
+    It can be pickled and copied, though its function cannot: the tensors determine the function.
     """
 
     def __init__(self, f: Network, params: Params):
         super().__init__()
-        self.f = f
+        self.f, self.names = f, list(params)
         for name, t in params.items():
             *path, leaf = name.split('.')
-            parent: _Part = self
+            part: nn.Module = self
             for step in path:
-                if step not in parent._modules:
-                    parent.add_module(step, _Part())
-                parent = getattr(parent, step)
-            parent.leaves.append(leaf)
+                if step not in part._modules:
+                    part.add_module(step, _Part())
+                part = getattr(part, step)
             if utils.is_statistic(name):
-                parent.register_buffer(leaf, t)
+                part.register_buffer(leaf, t)
             else:
-                parent.register_parameter(leaf, nn.Parameter(t))
+                part.register_parameter(leaf, nn.Parameter(t))
+
+    def tensors(self) -> Params:
+        """By name. They are read as attributes, because replicas of nn.DataParallel have no parameters."""
+        for part in self.modules():
+            if isinstance(part, _Part):
+                part()
+        return {name: attrgetter(name)(self) for name in self.names}
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self.f(x, self.tensors(), self.training)
@@ -216,7 +207,7 @@ class Module(_Part):
         self.f, _ = network(self.tensors())
 
 
-# --- what tensors tell -----------------------------------------------------------------------------------
+# --- recognition -----------------------------------------------------------------------------------------
 
 
 def _find(params: Params, source: str = 'this dictionary') -> Found:
@@ -234,7 +225,7 @@ def _find(params: Params, source: str = 'this dictionary') -> Found:
     for g in range(kind.groups):
         found = {m[1] for name in params if (m := re.match(rf'group{g}\.block(\d+)\.', name))}
         blocks.append(max(len(found), 1))
-    if kind.groups == 3:  # all of as many; a block that one group lacks is then told as missing
+    if kind.groups == 3:  # all have the same number, so a block that one group lacks is reported as missing
         blocks = [max(blocks)] * 3
     lacks = tuple(what for what, part in kind.lacks if not any(part in name for name in params))
     return Found(kind, tuple(blocks), tuple(map(output, kind.outputs)), output('fc.weight'), lacks)
@@ -246,7 +237,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
-    """The network that was found, and tensors without content of the shapes that it needs."""
+    """The network that was found, and tensors without content that have its shapes."""
     try:
         with torch.device('meta'):
             f, expected = found.kind.build(found)
@@ -254,7 +245,7 @@ def _build(found: Found, params: Params, source: str) -> tuple[Network, Params]:
                 expected = {name: t for name, t in expected.items() if '.bndim.' not in name}
             if found.kind.folded:
                 f, expected = found.kind.folded(found.blocks), resnet.fold(expected)
-    except RuntimeError:  # more numbers than torch can count
-        raise InputError(f'{source} holds no network of this project: '
-                         f'none has {found.channels} channels') from None
+    except RuntimeError:  # more elements than torch can count
+        raise InputError(f'{source} holds no network of this project: none has {found.channels} '
+                         'channels') from None
     return f, expected

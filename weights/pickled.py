@@ -16,8 +16,8 @@ import torch
 
 from utils import InputError, is_out_of_memory
 
-MAX_OPCODES = 1_000_000  # of a pickle: some 30 for a tensor, and a byte in it can become 100 of memory
-HARMLESS = re.compile(  # what a pickle of tensors and plain values names
+MAX_OPCODES = 1_000_000  # of a pickle: a tensor has about 30, and each may take 100 bytes of memory
+HARMLESS = re.compile(  # what a pickle of tensors and plain values refers to
     r'collections (OrderedDict|Counter)|(__builtin__|builtins) (set|complex)|'
     r'torch(\.cuda)? \w+Storage|torch (Size|device|bool|[a-z]+\d+)|torch\.nn\.parameter Parameter|'
     r'torch\._utils _rebuild_(tensor|tensor_v2|parameter|sparse_tensor|meta_tensor_no_storage)|'
@@ -25,11 +25,11 @@ HARMLESS = re.compile(  # what a pickle of tensors and plain values names
 
 
 class Unreadable(InputError):
-    """This machine is why a file cannot be read: memory, its limits, a package. The file may be whole."""
+    """The machine is why a file cannot be read: memory, a limit, a missing package. The file may be sound."""
 
 
 def refusal(path: Path | str, e: Exception, damage: str) -> InputError:
-    """What to say of an exception that reading `path` raised; `damage` if this machine is not the reason."""
+    """The error for an exception while reading `path`; `damage` is its text if the file is the cause."""
     if isinstance(e, InputError):
         return e
     if is_out_of_memory(e):
@@ -46,23 +46,23 @@ def refusal(path: Path | str, e: Exception, damage: str) -> InputError:
 
 
 def read(path: Path | str) -> Any:
-    """What torch.save wrote, on the CPU, if it is tensors and plain values only; else InputError.
+    """The content of a file of torch.save, on the CPU. InputError unless it is tensors and plain values only.
 
-    Checksums are compared first: torch.load takes a flipped bit in a tensor for another number.
+    Checksums are compared first, because torch.load accepts a flipped bit in a tensor.
     """
     try:
         _check(Path(path))
-        with warnings.catch_warnings(action='ignore'):  # what it says of foreign files, the error says below
+        with warnings.catch_warnings(action='ignore'):  # the error below says the same
             state = torch.load(path, map_location='cpu', weights_only=True)
         _drop_attributes(state)
         return state
     except Exception as e:  # damaged bytes raise any: RuntimeError, EOFError, UnpicklingError, KeyError, ...
-        raise refusal(path, e, 'is no whole file of weights: it is truncated, or holds more than tensors and '
-                               'plain values, which is refused because loading it could run code') from None
+        raise refusal(path, e, 'is not a complete file of weights: it is truncated, or holds more than '
+                               'tensors and plain values, which could run code') from None
 
 
 def _drop_attributes(state: Any) -> None:
-    """Drop what a file gives an OrderedDict beyond its content: `items` or `get` would hide the method."""
+    """Remove attributes that a file gives an OrderedDict: one named `items` would hide the method."""
     seen, left = set(), [state]
     while left:
         value = left.pop()
@@ -74,7 +74,7 @@ def _drop_attributes(state: Any) -> None:
 
 
 def _check(path: Path) -> None:
-    """InputError where torch.load would take a flipped bit for a number, or memory beyond the file's size."""
+    """InputError if a checksum is wrong, or if loading would take more memory than the size of the file."""
     size, content = path.stat().st_size, path.read_bytes()
     if content.startswith(b'PK\3\4'):  # of torch 1.6 and later
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -89,36 +89,36 @@ def _check_archive(archive: zipfile.ZipFile, path: Path, size: int) -> None:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if any(name.endswith('/constants.pkl') for name in names):
-        raise InputError(f'{path} is a TorchScript archive, which holds code: load it by torch.jit.load, and '
-                         'save the state_dict() of the model by torch.save')
+        raise InputError(f'{path} is a TorchScript archive, which holds code: load it with torch.jit.load, '
+                         'and save the state_dict() of the model with torch.save')
     pickles = [entry for entry in entries if entry.filename.lower().endswith('data.pkl')]
     if not pickles:
-        raise InputError(f'{path} is a zip archive of {", ".join(names[:3])}, not weights by torch.save: '
-                         'unpack it, or save the state_dict() of the model by torch.save')
+        raise InputError(f'{path} is a zip archive of {", ".join(names[:3])}, not weights from '
+                         'torch.save: unpack it, or save the state_dict() of the model with torch.save')
     if sum(entry.file_size for entry in entries) > size:  # torch.save does not compress
-        raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, or compressed again '
-                         'after torch.save; bring back a copy')
+        raise InputError(f'{path} of {size:,} bytes claims to hold more: it is damaged, or was compressed '
+                         'after torch.save; restore a copy')
     if not any(entry.CRC for entry in entries):  # as after torch.serialization.set_crc32_options(False)
         for entry in entries:
-            del entry.CRC  # zipfile compares none then
+            del entry.CRC  # zipfile then compares nothing
     if damaged := archive.testzip():
-        raise InputError(f'{path} is damaged, the checksum of its part {damaged} does not fit: '
-                         'bring back a copy')
+        raise InputError(f'{path} is damaged, the checksum of its part {damaged} is wrong: restore a copy')
     for entry in pickles:
         _check_pickle(io.BytesIO(archive.read(entry)), path, size)
 
 
 def _check_pickle(stream: io.BytesIO, path: Path, size: int, grows: bool = False) -> None:
-    """InputError or ValueError unless a pickle, up to its end, has what tensors and plain values need.
+    """InputError or ValueError unless a pickle contains only what tensors and plain values need.
 
-    torch.load runs no other code, but what it calls can take any memory: bytearray, Tensor, encode, ...
-    grows: a tensor beyond the end of its storage would make it larger, as before torch 1.6.
+    torch.load runs no other code, but it calls functions that can take any memory: bytearray, encode, ...
+    grows: a tensor that is larger than its storage would enlarge it, as before torch 1.6.
     """
     number, of_tensor = 0, False  # after a storage come offset, shape and strides
     for i, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name == 'PROTO' and int(argument or 0) > 3:
-            raise InputError(f'{path} is a pickle of protocol {argument}, not read because it could run '
-                             'code: save the state_dict() of the model by torch.save and its own protocol 2')
+            raise InputError(f'{path} is a pickle of protocol {argument}, which is not read because it could '
+                             'run code: save the state_dict() of the model with torch.save and its default '
+                             'protocol')
         if opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(str(argument)):
             raise InputError(f'{path} holds {str(argument).replace(" ", ".")}, which is refused because it '
                              'could run code: save tensors, numbers, strings, lists and dictionaries only')
