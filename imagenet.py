@@ -90,8 +90,7 @@ def main() -> None:
         # Data: lists of image files, which --nthread processes decode and crop.
         train_set, test_set = folders.load(opt.dataset, opt.imagenetpath)
         classes, num_classes = test_set.classes, len(test_set.classes)
-        if note := folders.note_of(train_set, test_set):
-            exits.say_first(note)
+        exits.say_first(folders.note_of(train_set, test_set))
         train_loader = loader(opt, train_set, device, 'random' if opt.finetune else 'resized', opt.seed)
         test_loader = loader(opt, test_set, device)
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
@@ -135,8 +134,7 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     """Print loss and errors of trained weights."""
     path = options.evaluated(opt)
     _, test_set = folders.load(opt.dataset, opt.imagenetpath, train=False)
-    if note := folders.note_of(None, test_set):
-        exits.say_first(note)
+    exits.say_first(folders.note_of(test_set))
     f, params = training.load(path, opt.dataset, len(test_set.classes), device, test_set.classes)
     opt = fast.chosen(opt, device, steps=0)
     test_loader = loader(opt, test_set, device)

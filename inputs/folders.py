@@ -71,14 +71,12 @@ def load(dataset: str, root: str, train: bool = True) -> tuple[Split | None, Spl
                          + (f'; {root} contains the folders {few(names)}' if names else '')) from None
 
 
-def note_of(*found: Split | None) -> str:
+def note_of(*splits: Split | None) -> str:
     """A note about files that are left out, or ''."""
-    some = [split for split in found if split and split.left_out[0]]
-    if not some:
-        return ''
+    some = [split for split in splits if split and split.left_out[0]]
     n = sum(split.left_out[0] for split in some)
     return one_line(f'note: left out: {n} files in the folders of classes, such as {some[0].left_out[1]}; '
-                    f'names of images end in {", ".join(ENDINGS)}')
+                    f'names of images end in {", ".join(ENDINGS)}') if some else ''
 
 
 def classes_of(folder: str) -> Split:

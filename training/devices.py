@@ -62,9 +62,6 @@ def device(opt: argparse.Namespace) -> torch.device:
         return torch.device('cpu')
     local = int(os.environ.get('LOCAL_RANK', 0))
     index = numbers[local] if local < len(numbers) else local  # torchrun may start more ranks than --ngpu
-    if index >= (n := torch.cuda.device_count()):
-        raise InputError(f'LOCAL_RANK={local}, but this rank sees {n} CUDA devices: CUDA_VISIBLE_DEVICES '
-                         'must name the devices of all ranks of this machine')
     torch.cuda.set_device(index)
     torch.backends.cudnn.allow_tf32 = False  # --dtype float means float32
     if opt.deterministic:  # cuBLAS reads it when it starts

@@ -150,8 +150,8 @@ def print_first(line: str) -> None:
 
 
 def say_first(sentence: str) -> None:
-    """Print a sentence on stderr, from rank 0."""
-    if not devices.rank():
+    """Print a sentence on stderr, from rank 0; nothing if it is empty."""
+    if sentence and not devices.rank():
         print(sentence, file=sys.stderr, flush=True)
 
 
@@ -168,19 +168,13 @@ def resume_command(argv: list[str], saved: bool) -> str:
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit of this code (with '-dirty' if files differ from it), versions and device, for the log."""
     here = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        # Without these folders, git would take the repository around an unpacked archive.
-        command = ['git', f'--git-dir={here / ".git"}', f'--work-tree={here}', *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git('rev-parse', 'HEAD')
-    if commit and git('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no'):
-        commit += '-dirty'
+    # Without these folders, git would take the repository around an unpacked archive.
+    command = ['git', '--no-optional-locks', f'--git-dir={here / ".git"}', f'--work-tree={here}',
+               'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
     versions = {package: importlib.metadata.version(package) for package in ('torchvision', 'numpy')}
     versions |= {'torch': str(torch.__version__), 'python': platform.python_version()}
     if device.type == 'cuda':

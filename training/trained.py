@@ -27,9 +27,9 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
                          'give the same --dataset to both')
     if (n := len(params['fc.bias'])) != num_classes:
         raise InputError(f'{path} knows {n} classes, {dataset} has {num_classes}')
-    names = known.get('classes')
-    if classes and (note := folders.same_classes(path, names if isinstance(names, list) else None, classes)):
-        exits.say_first(note)
+    if classes:
+        names = known.get('classes')
+        exits.say_first(folders.same_classes(path, names if isinstance(names, list) else None, classes))
     if val_images and known.get('val_images') != val_images:
         exits.say_first(f'note: {path} may have been trained on the held-out images, because its own run did '
                         f'not have --val_images {val_images}: its error on them may be too low')
