@@ -73,21 +73,22 @@ def held_out(labels: Tensor, n: int) -> Tensor:
 
 
 def _cifar(name: str, root: str, train: bool) -> tuple[np.ndarray, Sequence[int]]:
-    """A split, from files that torchvision downloads if one is missing or damaged."""
+    """A split, from files whose checksums torchvision compares, and which it downloads if there are none."""
     kind = getattr(datasets, name)
+    folder = os.path.join(root, kind.base_folder)
+    missing = not os.path.isdir(folder)
     new = [p for p in (Path(root), *Path(root).parents) if not p.exists()]
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            # numpy 2.4.0 and 2.4.1 warn about how these files were written
+        with warnings.catch_warnings():  # numpy 2.4.0 and 2.4.1 warn about how these files were written
             warnings.simplefilter('ignore', np.exceptions.VisibleDeprecationWarning)
-            split = kind(root, train=train, download=True)
+            split = kind(root, train=train, download=missing)
     except (OSError, RuntimeError, HTTPException) as e:  # no network, no such server, no room, ...
         with contextlib.suppress(OSError):
             for made in new:
                 os.rmdir(made)
-        reason = str(e).splitlines()[0]
-        raise InputError(f'{name} in {os.path.join(root, kind.base_folder)} is incomplete or damaged, and '
-                         f'the download failed ({reason}): name another folder with --dataroot, or use '
+        why = (f'cannot be downloaded ({str(e).splitlines()[0]})' if missing else
+               'is incomplete or damaged: delete the folder to download it again')
+        raise InputError(f'{name} in {folder} {why}; or name another folder with --dataroot, or use '
                          '--dataset shapes') from None
     return np.ascontiguousarray(split.data), split.targets  # torchvision gives a view of (N, 3, 32, 32)
 
