@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torchnet.engine import Engine
 
+import layers
 import nin
 import resnet
 import training
-import utils
 from inputs import cifar as data
+from layers import Network, Params
 from method import adaptors, evaluation_step, training_step
 from training import devices, exits, fast, options
-from utils import InputError, Network, Params
+from utils import InputError
 from weights import networks, tensors
 
 
@@ -101,7 +102,7 @@ def main() -> None:
             f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
         student |= adaptors(opt, f_s, student, f_t, teacher)
         student = devices.to_device(student, device)
-        utils.trainable(student)
+        layers.trainable(student)
         f_s, student = devices.parallel(f_s, student)
 
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.

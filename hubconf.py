@@ -61,7 +61,7 @@ def _load(weights: str, kind: str) -> _Module:
 
 # --- the package -----------------------------------------------------------------------------------------
 
-_OURS = ('utils', 'resnet', 'nin', 'weights')  # what is imported for the functions above
+_OURS = ('utils', 'layers', 'resnet', 'nin', 'weights')  # what is imported for the functions above
 _FOLDER = _Path(__file__).resolve().parent
 
 

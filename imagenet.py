@@ -11,14 +11,15 @@ import sys
 import torch
 from torchnet.engine import Engine
 
+import layers
 import method
 import resnet
 import training
-import utils
 from inputs import folders, images, nvjpeg
+from layers import Network, Params
 from method import adaptors, evaluation_step, training_step
 from training import devices, exits, fast, options
-from utils import InputError, Network, Params
+from utils import InputError
 from weights import networks, tensors
 
 TOPK = (1, 5)
@@ -110,7 +111,7 @@ def main() -> None:
         student |= adaptors(opt, f_s, student, f_t, teacher)
         student = devices.to_device(student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
-        utils.trainable({name: t for name, t in student.items() if name not in fixed})
+        layers.trainable({name: t for name, t in student.items() if name not in fixed})
         f_s, student = devices.parallel(f_s, student)
 
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.

@@ -6,7 +6,6 @@
 A new loss is a function in `utils`, a row of LOSSES and a test.
 """
 import argparse
-import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import layers
 import utils
-from utils import Network, Params, Sample
+from layers import Network, Params, Sample
 
 
 class Step(NamedTuple):
@@ -170,7 +170,7 @@ def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Networ
         return [g.shape[1] for g in groups]
 
     pairs = enumerate(zip(channels(f_s, student), channels(f_t, teacher), strict=True))
-    return {f'{ADAPTOR}{i}': utils.conv_params(c_s, c_t, 1) for i, (c_s, c_t) in pairs
+    return {f'{ADAPTOR}{i}': layers.conv_params(c_s, c_t, 1) for i, (c_s, c_t) in pairs
             if c_s != c_t and (opt.at_groups is None or i in opt.at_groups)}
 
 
@@ -178,7 +178,7 @@ def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Networ
 
 
 def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None = None,
-                  teacher: Params | None = None, fixed_bn: bool = False) -> utils.Function:
+                  teacher: Params | None = None, fixed_bn: bool = False) -> layers.Function:
     """h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
 
     `student` holds the adaptors of full-activation transfer too. The teacher runs only in epochs in which
@@ -188,7 +188,7 @@ def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: N
     rows = active(opt)
     teacher = teacher or {}
     if opt.dtype != 'float':  # autocast would convert weights in every step, and take float32 for affine maps
-        teacher = {name: t.to(utils.DTYPES[opt.dtype]) for name, t in teacher.items()}
+        teacher = {name: t.to(layers.DTYPES[opt.dtype]) for name, t in teacher.items()}
 
     def losses(x: Tensor, labels: Tensor, on: tuple[bool, ...]) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         """Cross-entropy, logits, and the losses of the rows that are on."""
@@ -201,7 +201,7 @@ def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: N
         return cross_entropy, step.y_s, [row.losses(step, opt) for row in present]
 
     if opt.compile:
-        losses = compiled(losses, [*student.values(), *teacher.values()])
+        losses = layers.compiled(losses, [*student.values(), *teacher.values()])
 
     def h(sample: Sample) -> tuple[Tensor, Output]:
         weights = {row.name: getattr(opt, row.option) * row.factor(opt, sample.epoch) for row in rows}
@@ -225,14 +225,14 @@ def ask_student(opt: argparse.Namespace, f: Network, student: Params, x: Tensor,
     """
     gradients = any(row.gradients for row in active(opt))
     x = x.detach().requires_grad_(gradients)
-    with utils.autocast(x.device, opt.dtype):
+    with layers.autocast(x.device, opt.dtype):
         y_s, g_s = f(x, student, mode)
     step = Step(labels, y_s, g_s, student)
     if gradients:
         step = step._replace(j_s=utils.input_gradient(x, y_s, labels))
     if opt.sym_beta:
         mirrored = x.detach().flip(3).requires_grad_()
-        with utils.autocast(x.device, opt.dtype), utils.statistics_aside(student):
+        with layers.autocast(x.device, opt.dtype), layers.statistics_aside(student):
             y_m, _ = f(mirrored, student, mode)
         step = step._replace(y_m=y_m, j_m=utils.input_gradient(mirrored, y_m, labels))
     return step
@@ -242,28 +242,14 @@ def ask_teacher(opt: argparse.Namespace, f: Network, teacher: Params, x: Tensor,
                 labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """Logits, groups and, for gradient-based transfer, the gradient of the images x (B, 3, H, W)."""
     x = x.detach().requires_grad_(bool(opt.grad_beta))
-    with torch.set_grad_enabled(bool(opt.grad_beta)), utils.autocast(x.device, opt.dtype):
+    with torch.set_grad_enabled(bool(opt.grad_beta)), layers.autocast(x.device, opt.dtype):
         y_t, g_t = f(x, teacher, False)
     j_t = utils.input_gradient(x, y_t, labels, create_graph=False) if opt.grad_beta else None
     return y_t.detach(), tuple(g.detach() for g in g_t), j_t
 
 
-def compiled(losses: Callable, tensors: list[Tensor]) -> Callable:
-    """The function in one piece for each shape of its input; on CUDA a graph, launched as a whole.
-
-    A graph reads and writes tensors at fixed addresses. The compiler takes a network's tensors for inputs,
-    which it would copy in each step, and refuse where BN writes to them: they are marked as staying in place.
-    """
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # on a CPU beside nvcc it warns
-    cuda = any(t.is_cuda for t in tensors)
-    if cuda:
-        for t in tensors:
-            torch._dynamo.mark_static_address(t)
-    return torch.compile(losses, dynamic=False, mode='reduce-overhead' if cuda else None)
-
-
 def evaluation_step(f: Network, params: Params, dtype: str, f_t: Network | None = None,
-                    teacher: Params | None = None) -> utils.Function:
+                    teacher: Params | None = None) -> layers.Function:
     """h(sample) -> cross-entropy, Output in evaluation mode; with a teacher, how alike the two are.
 
     'agreement' is the percentage of images that both give the same class, 'map_cosines' the cosine of their
@@ -273,7 +259,7 @@ def evaluation_step(f: Network, params: Params, dtype: str, f_t: Network | None 
     answers: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def ask(f: Network, params: Params, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with utils.autocast(x.device, dtype):
+        with layers.autocast(x.device, dtype):
             logits, groups = f(x, params, False)
         return logits.float(), [utils.attention_map(g) for g in groups] if f_t else []
 

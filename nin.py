@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import utils
-from utils import InputError, Network, Params
+import layers
+from layers import Network, Params
+from utils import InputError
 
 DEPTH = 9  # convolutions
 THIN = 96  # channels
@@ -38,14 +39,14 @@ def nin(width: int, num_classes: int, bn: bool = True, pool_relu: bool = True) -
     for g in range(3):
         group = params[f'group{g}'] = {}
         for layer, k in zip(_layers(pool_relu), (3, 1, 1), strict=True):
-            weight = utils.conv_params(n_in, width, k)
+            weight = layers.conv_params(n_in, width, k)
             if bn:
-                group |= {layer: weight, f'bn{layer[-1]}': utils.bn_params(width)}
+                group |= {layer: weight, f'bn{layer[-1]}': layers.bn_params(width)}
             else:
                 group[layer] = {'weight': weight, 'bias': torch.zeros(width)}
             n_in = width
-    params['fc'] = utils.linear_params(width, num_classes)
-    return function(pool_relu), utils.flatten(params)
+    params['fc'] = layers.linear_params(width, num_classes)
+    return function(pool_relu), layers.flatten(params)
 
 
 def _layers(pool_relu: bool) -> tuple[str, str, str]:
@@ -62,8 +63,8 @@ def function(pool_relu: bool) -> Network:
         if weight.shape[2] == 3:
             x = F.conv2d(x, weight, bias, padding=1)
         else:
-            x = utils.conv1x1(x, weight, bias=bias)
-        return x if bias is not None else utils.batch_norm(x, params, bn, mode)
+            x = layers.conv1x1(x, weight, bias=bias)
+        return x if bias is not None else layers.batch_norm(x, params, bn, mode)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         groups = []
@@ -75,6 +76,6 @@ def function(pool_relu: bool) -> Network:
             groups.append(x)  # (N, width, H / 2^g, W / 2^g)
             if g < 2:
                 x = F.max_pool2d(x, 2)
-        return utils.classify(x, params, base), tuple(groups)
+        return layers.classify(x, params, base), tuple(groups)
 
     return f

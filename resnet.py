@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import utils
-from utils import InputError, Network, Params
+import layers
+from layers import Network, Params
+from utils import InputError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of the ImageNet networks, by depth
 
@@ -47,28 +48,28 @@ def wide_resnet_of(n: int, channels: Sequence[int], num_classes: int) -> tuple[N
     """n blocks in each group; `channels` of the first convolution and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {
-            'conv0': utils.conv_params(n_in, n_out, 3), 'conv1': utils.conv_params(n_out, n_out, 3),
-            'bn0': utils.bn_params(n_in), 'bn1': utils.bn_params(n_out)}
+            'conv0': layers.conv_params(n_in, n_out, 3), 'conv1': layers.conv_params(n_out, n_out, 3),
+            'bn0': layers.bn_params(n_in), 'bn1': layers.bn_params(n_out)}
         if strided or n_in != n_out:
-            params['convdim'] = utils.conv_params(n_in, n_out, 1)
+            params['convdim'] = layers.conv_params(n_in, n_out, 1)
         return params
 
-    params: dict[str, Any] = {'conv0': utils.conv_params(3, channels[0], 3)}
+    params: dict[str, Any] = {'conv0': layers.conv_params(3, channels[0], 3)}
     for g, (n_in, n_out) in enumerate(pairwise(channels)):
         params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out, strided=g > 0 and not b)
                                for b in range(n)}
-    params |= {'bn': utils.bn_params(channels[-1]), 'fc': utils.linear_params(channels[-1], num_classes)}
-    return _wide_resnet_function(n), utils.flatten(params)
+    params |= {'bn': layers.bn_params(channels[-1]), 'fc': layers.linear_params(channels[-1], num_classes)}
+    return _wide_resnet_function(n), layers.flatten(params)
 
 
 def _wide_resnet_function(n: int) -> Network:
     def block(x: Tensor, params: Params, base: str, mode: bool, stride: int) -> Tensor:
-        o = F.relu(utils.batch_norm(x, params, base + '.bn0', mode), inplace=True)
+        o = F.relu(layers.batch_norm(x, params, base + '.bn0', mode), inplace=True)
         y = F.conv2d(o, params[base + '.conv0'], stride=stride, padding=1)
-        y = F.relu(utils.batch_norm(y, params, base + '.bn1', mode), inplace=True)
+        y = F.relu(layers.batch_norm(y, params, base + '.bn1', mode), inplace=True)
         y = F.conv2d(y, params[base + '.conv1'], padding=1)
         shortcut = params.get(base + '.convdim')
-        return y + (x if shortcut is None else utils.conv1x1(o, shortcut, stride))
+        return y + (x if shortcut is None else layers.conv1x1(o, shortcut, stride))
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         x = F.conv2d(x, params[base + 'conv0'], padding=1)  # (N, 16, H, W)
@@ -77,8 +78,8 @@ def _wide_resnet_function(n: int) -> Network:
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
             groups.append(x)  # (N, 16 w 2^g, H / 2^g, W / 2^g)
-        x = F.relu(utils.batch_norm(x, params, base + 'bn', mode), inplace=True)
-        return utils.classify(x, params, base), tuple(groups)
+        x = F.relu(layers.batch_norm(x, params, base + 'bn', mode), inplace=True)
+        return layers.classify(x, params, base), tuple(groups)
 
     return f
 
@@ -103,42 +104,42 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]
 def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
     """`channels` of the first convolution and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
-        params: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3), 'bn0': utils.bn_params(n_out),
-                  'conv1': utils.conv_params(n_out, n_out, 3), 'bn1': utils.bn_params(n_out)}
+        params: dict[str, Any] = {'conv0': layers.conv_params(n_in, n_out, 3), 'bn0': layers.bn_params(n_out),
+                  'conv1': layers.conv_params(n_out, n_out, 3), 'bn1': layers.bn_params(n_out)}
         if strided or n_in != n_out:
-            params |= {'convdim': utils.conv_params(n_in, n_out, 1), 'bndim': utils.bn_params(n_out)}
+            params |= {'convdim': layers.conv_params(n_in, n_out, 1), 'bndim': layers.bn_params(n_out)}
         return params
 
-    params = {'conv0': utils.conv_params(3, channels[0], 7), 'bn0': utils.bn_params(channels[0])}
+    params = {'conv0': layers.conv_params(3, channels[0], 7), 'bn0': layers.bn_params(channels[0])}
     for g, (n_in, n_out) in enumerate(pairwise(channels)):
         params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out, strided=g > 0 and not b)
                                for b in range(blocks[g])}
-    params['fc'] = utils.linear_params(channels[-1], num_classes)
-    return _resnet_function(blocks), utils.flatten(params)
+    params['fc'] = layers.linear_params(channels[-1], num_classes)
+    return _resnet_function(blocks), layers.flatten(params)
 
 
 def _resnet_function(blocks: Sequence[int]) -> Network:
     def block(x: Tensor, params: Params, base: str, mode: bool, stride: int) -> Tensor:
         y = F.conv2d(x, params[base + '.conv0'], stride=stride, padding=1)
-        y = F.relu(utils.batch_norm(y, params, base + '.bn0', mode), inplace=True)
+        y = F.relu(layers.batch_norm(y, params, base + '.bn0', mode), inplace=True)
         y = F.conv2d(y, params[base + '.conv1'], padding=1)
-        y = utils.batch_norm(y, params, base + '.bn1', mode)
+        y = layers.batch_norm(y, params, base + '.bn1', mode)
         if base + '.convdim' in params:
-            x = utils.conv1x1(x, params[base + '.convdim'], stride)
+            x = layers.conv1x1(x, params[base + '.convdim'], stride)
             if base + '.bndim.weight' in params:
-                x = utils.batch_norm(x, params, base + '.bndim', mode)
+                x = layers.batch_norm(x, params, base + '.bndim', mode)
         return F.relu(y + x, inplace=True)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         x = F.conv2d(x, params[base + 'conv0'], stride=2, padding=3)  # (N, 64, H / 2, W / 2)
-        x = F.relu(utils.batch_norm(x, params, base + 'bn0', mode), inplace=True)
+        x = F.relu(layers.batch_norm(x, params, base + 'bn0', mode), inplace=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         groups = []
         for g, n in enumerate(blocks):
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
             groups.append(x)  # (N, 64 w 2^g, H / 2^(g+2), W / 2^(g+2))
-        return utils.classify(x, params, base), tuple(groups)
+        return layers.classify(x, params, base), tuple(groups)
 
     return f
 
@@ -153,7 +154,7 @@ def fold(params: Params) -> Params:
     comes after a convolution, to go into `conv0.{weight,bias}`; `bn0` becomes `affine0.{a,b}`, and `bn`
     `affine_last`, for a * x + b. A network without BN statistics is returned as it is.
     """
-    if not any(map(utils.is_statistic, params)):
+    if not any(map(layers.is_statistic, params)):
         return dict(params)
     preactivation = 'bn.weight' in params
     folded: Params = {}
@@ -179,7 +180,7 @@ def _affine(params: Params, bn: str, conv: Tensor) -> tuple[Tensor, Tensor]:
         return conv.new_ones(len(conv), dtype=torch.float64), conv.new_zeros(len(conv), dtype=torch.float64)
     weight, bias, mean, var = (params[f'{bn}.{name}'].double()
                                for name in ('weight', 'bias', 'running_mean', 'running_var'))
-    a = weight / (var + utils.EPS).sqrt()
+    a = weight / (var + layers.EPS).sqrt()
     return a, bias - a * mean
 
 
@@ -192,7 +193,7 @@ def post_activation(blocks: Sequence[int]) -> Network:
         y = F.relu(conv(x, params, base + '.conv0', stride, padding=1), inplace=True)
         y = conv(y, params, base + '.conv1', padding=1)
         if base + '.conv_dim.weight' in params:
-            x = utils.conv1x1(x, params[base + '.conv_dim.weight'], stride, params[base + '.conv_dim.bias'])
+            x = layers.conv1x1(x, params[base + '.conv_dim.weight'], stride, params[base + '.conv_dim.bias'])
         return F.relu(y + x, inplace=True)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -203,7 +204,7 @@ def post_activation(blocks: Sequence[int]) -> Network:
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
             groups.append(x)
-        return utils.classify(x, params, base), tuple(groups)
+        return layers.classify(x, params, base), tuple(groups)
 
     return f
 
@@ -226,7 +227,7 @@ def pre_activation(blocks: Sequence[int]) -> Network:
         y = affine_relu(F.conv2d(o, weight, bias, stride, padding=1), params, base + '.affine1')
         y = F.conv2d(y, params[base + '.conv1'], padding=1)
         shortcut = params.get(base + '.conv_dim')
-        return y + (x if shortcut is None else utils.conv1x1(o, shortcut, stride))
+        return y + (x if shortcut is None else layers.conv1x1(o, shortcut, stride))
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
         if base + 'affine0.a' in params:  # for ImageNet
@@ -240,7 +241,7 @@ def pre_activation(blocks: Sequence[int]) -> Network:
                 x = block(x, params, f'{base}group{g}.block{b}', stride=2 if g and not b else 1)
             groups.append(x)
         x = affine_relu(x, params, base + 'affine_last')
-        return utils.classify(x, params, base), tuple(groups)
+        return layers.classify(x, params, base), tuple(groups)
 
     return f
 
@@ -253,21 +254,21 @@ def pre_activation_params(blocks: Sequence[int], channels: Sequence[int], num_cl
     def affine(n: int) -> Params:
         return {'a': torch.ones(n), 'b': torch.zeros(n)}
 
-    params: dict[str, Any] = {'conv0': utils.conv_params(3, channels[0], 7), 'affine0': affine(channels[0])}
+    params: dict[str, Any] = {'conv0': layers.conv_params(3, channels[0], 7), 'affine0': affine(channels[0])}
     for g, (n_in, n_out) in enumerate(pairwise(channels)):
         params[f'group{g}'] = {}
         for b in range(blocks[g]):
-            block: dict[str, Any] = {'conv0': utils.conv_params(n_in, n_out, 3),
-                                     'conv1': utils.conv_params(n_out, n_out, 3)}
+            block: dict[str, Any] = {'conv0': layers.conv_params(n_in, n_out, 3),
+                                     'conv1': layers.conv_params(n_out, n_out, 3)}
             if g or b:
                 block['affine0'] = affine(n_in)
             block['affine1'] = affine(n_out)
             if g and not b or n_in != n_out:  # a stride, or other channels
-                block['conv_dim'] = utils.conv_params(n_in, n_out, 1)
+                block['conv_dim'] = layers.conv_params(n_in, n_out, 1)
             params[f'group{g}'][f'block{b}'] = block
             n_in = n_out
-    params |= {'affine_last': affine(channels[-1]), 'fc': utils.linear_params(channels[-1], num_classes)}
-    return utils.flatten(params)
+    params |= {'affine_last': affine(channels[-1]), 'fc': layers.linear_params(channels[-1], num_classes)}
+    return layers.flatten(params)
 
 
 def load(path: Path | str) -> tuple[Network, Params]:

@@ -1,4 +1,4 @@
-"""The method: attention maps, the losses that transfer them, and the helpers of functional networks.
+"""The method: attention maps, and the losses that transfer them.
 
     import utils
     loss = utils.distillation(logits, teacher_logits, labels, T=4, alpha=0.9)
@@ -6,30 +6,12 @@
 
 Sections and equations are those of Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017.
 """
-import errno
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.init import kaiming_normal_
-
-Params = dict[str, Tensor]
-Network = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # f(x, params, mode, base) -> logits, groups
-Function = Callable[['Sample'], tuple[Tensor, Any]]  # h(sample) -> loss, output: what torchnet's Engine takes
-DTYPES = {'float': torch.float32, 'bfloat16': torch.bfloat16, 'half': torch.float16}
-
-
-class Sample(NamedTuple):
-    """A batch."""
-    x: Tensor  # (B, 3, H, W) float32, normalised, channels last in memory
-    labels: Tensor  # (B,) int64
-    epoch: int  # from 1
-    batch: int = 0  # number of the batch in the epoch, from 0
-    share: float = 1.0  # part of the whole batch that this rank has, times the number of ranks
 
 
 class InputError(ValueError):
@@ -44,19 +26,6 @@ def one_line(text: str) -> str:
     if len(text) > 1000:
         text = f'{text[:600]} ... {text[-300:]}'
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Inside, networks compute in --dtype."""
-    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != 'float')
-
-
-def is_out_of_memory(e: Exception) -> bool:
-    """Whether memory, of a device or of this machine, is what was missing."""
-    if isinstance(e, MemoryError | torch.OutOfMemoryError) or getattr(e, 'errno', 0) == errno.ENOMEM:
-        return True
-    return any(words in str(e) for words in ("can't allocate memory", 'not enough memory', 'bad_alloc',
-                                             'Cannot allocate memory', 'memory allocation failed'))
 
 
 def full(x: Tensor) -> Tensor:
@@ -166,7 +135,7 @@ def full_activation_loss(x: Tensor, y: Tensor, adaptor: Tensor | None = None) ->
     """
     if len(x) != len(y):
         raise InputError(f'activations of {len(x)} and of {len(y)} images cannot be compared')
-    x = full(x) if adaptor is None else conv1x1(full(x), adaptor)
+    x = full(x) if adaptor is None else F.conv2d(full(x), adaptor)
     y = full(y)
     if x.shape[1] != y.shape[1]:
         raise InputError(f'activations of {x.shape[1]} and {y.shape[1]} channels need an adaptor')
@@ -235,82 +204,3 @@ def decay(kind: str, epoch: int, epochs: int, drops: Iterable[int] = (), ratio: 
     if kind == 'step':
         return ratio ** sum(drop <= epoch for drop in drops)
     raise InputError(f"a loss weight decays by 'none', 'linear', 'cosine' or 'step', not by {kind!r}")
-
-
-# --- functional networks: a function, and a flat dictionary of tensors with dotted names -----------------
-
-
-def conv_params(n_in: int, n_out: int, k: int) -> Tensor:
-    """Weight of a k x k convolution (n_out, n_in, k, k)."""
-    return kaiming_normal_(torch.empty(n_out, n_in, k, k))
-
-
-def linear_params(n_in: int, n_out: int) -> Params:
-    """Weight (n_out, n_in) and zero bias of a linear layer."""
-    return {'weight': kaiming_normal_(torch.empty(n_out, n_in)), 'bias': torch.zeros(n_out)}
-
-
-def bn_params(n: int) -> Params:
-    """Weight from uniform(0, 1) as in the published code, zero bias, and running statistics, (n,) each."""
-    return {'weight': torch.rand(n), 'bias': torch.zeros(n),
-            'running_mean': torch.zeros(n), 'running_var': torch.ones(n)}
-
-
-EPS = 1e-5  # of BN, here and in torchvision
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a tensor of this name is a running statistic of BN, which no gradient reaches."""
-    return name.endswith(('running_mean', 'running_var'))
-
-
-def flatten(tree: Mapping, prefix: str = '') -> Params:
-    """Nested dictionaries -> {'group0.block0.conv0': tensor, ...}, in order of definition."""
-    flat: Params = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def trainable(params: Params) -> Params:
-    """Mark every tensor but the BN statistics as a leaf that takes gradients; returns those, by name."""
-    return {name: t.requires_grad_() for name, t in params.items() if not is_statistic(name)}
-
-
-def n_parameters(params: Params) -> int:
-    """Number of elements, BN statistics included, as the published logs count them."""
-    return sum(t.numel() for t in params.values())
-
-
-def batch_norm(x: Tensor, params: Params, base: str, mode: bool) -> Tensor:
-    """BN of x (N, C, H, W) by the tensors at `base`; mode True: by the batch, updating the statistics."""
-    return F.batch_norm(x, params[base + '.running_mean'], params[base + '.running_var'],
-                        params[base + '.weight'], params[base + '.bias'], training=mode, eps=EPS)
-
-
-def classify(x: Tensor, params: Params, base: str) -> Tensor:
-    """Logits (N, K) of the last activations (N, C, H, W): their average, and the linear layer `fc`."""
-    return F.linear(x.mean((2, 3)), params[base + 'fc.weight'], params[base + 'fc.bias'])
-
-
-@contextmanager
-def statistics_aside(params: Params) -> Iterator[None]:
-    """Inside, BN updates copies of the running statistics in `params`, which are then forgotten."""
-    kept = {name: t for name, t in params.items() if is_statistic(name)}
-    params |= {name: t.clone() for name, t in kept.items()}
-    try:
-        yield
-    finally:
-        params |= kept
-
-
-def conv1x1(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution of x (N, C, H, W) by weight (C', C, 1, 1), without padding.
-
-    With fewer than 16 input channels, x is subsampled first, and the convolution has stride 1: there, oneDNN
-    in torch 2.15 computes the strided weight gradient in too little memory (channels last, float32; below 16
-    channels with AVX-512, below 8 with AVX2). It crashed, gave wrong gradients, or never returned.
-    """
-    if weight.shape[1] < 16:
-        x, stride = x[:, :, ::stride, ::stride], 1
-    return F.conv2d(x, weight, bias, stride)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision import datasets
 
 from inputs import shapes
-from utils import InputError, Sample
+from layers import Sample
+from utils import InputError
 
 # Of CIFAR-10. As in the published code, CIFAR-100 uses them too, and so do the built-in shapes.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)

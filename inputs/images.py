@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from inputs import cifar as data
 from inputs.decoding import MAX_PIXELS, Damaged, decode
 from inputs.folders import Split
-from utils import InputError, Sample, is_out_of_memory
+from layers import Sample, is_out_of_memory
+from utils import InputError
 
 SIZE, SHORTER = 224, 256  # side of the crop; shorter side of the image that it is cut from
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels of 0 ... 255

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import utils
+import layers
 from training import exits, options
 
 LIMIT = 20  # seconds for one shape
@@ -66,7 +66,7 @@ def library(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def ours(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    return utils.conv1x1(x, weight, stride) if weight.shape[2] == 1 else library(x, weight, stride)
+    return layers.conv1x1(x, weight, stride) if weight.shape[2] == 1 else library(x, weight, stride)
 
 
 class Guarded:
@@ -163,7 +163,7 @@ def table(checked: Iterable[tuple[Shape, str]]) -> tuple[list[str], int]:
 
 def main() -> None:
     parser = options.Parser('Compare convolutions with float64.')
-    parser.add_argument('--ours', action='store_true', help='1x1 convolutions by utils.conv1x1, not by torch')
+    parser.add_argument('--ours', action='store_true', help='1x1 convolutions by layers.conv1x1, not torch')
     parser.add_argument('--short', action='store_true', help='a few shapes of narrow networks')
     opt = parser.parse_args()
     if 'MALLOC_CHECK_' not in os.environ:

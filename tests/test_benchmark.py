@@ -6,14 +6,15 @@ import pytest
 import torch
 from torchnet.engine import Engine
 
-import method
+import layers
 from helpers import call, strictly
 from inputs import cifar as data
 from inputs import images, shapes
+from layers import Sample
 from tools import benchmark
 from tools.benchmark import cifar, imagenet, loader, measure, sides, steps
 from tools.benchmark.measure import SIDES
-from utils import InputError, Sample
+from utils import InputError
 
 CPU = torch.device('cpu')
 
@@ -264,7 +265,7 @@ def in_one_process(monkeypatch):
         yield sides.Side(list(contenders), facts, lambda case: contenders[case]())
 
     monkeypatch.setattr(sides, 'own_process', own_process)
-    monkeypatch.setattr(method, 'compiled', lambda losses, tensors: losses)
+    monkeypatch.setattr(layers, 'compiled', lambda losses, tensors: losses)
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'elsewhere')
 
 

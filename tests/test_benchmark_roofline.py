@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import layers
 import resnet
-import utils
+from layers import Sample
 from method import training_step
 from tools import benchmark
 from tools.benchmark import cifar, imagenet, roofline, steps
 from tools.benchmark.roofline import Machine, Operation
-from utils import Sample
 
 
 def counted(function):
@@ -88,7 +88,7 @@ def test_flops_of_a_step_are_those_of_torch(case):
     f_s, student, f_t, teacher = networks
     got = roofline.operations(real, networks, 2, 32)
     assert not any(t.requires_grad for t in student.values()), 'they are left alone'
-    utils.trainable(student)
+    layers.trainable(student)
     with FlopCounterMode(display=False) as counter:
         x = torch.randn(2, 3, 32, 32)
         loss, _ = training_step(real, f_s, student, f_t, teacher)(Sample(x, torch.tensor([1, 2]), 1))

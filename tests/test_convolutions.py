@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+import layers
 import nin
 import resnet
-import utils
 from stress import convolutions as sweep
 from weights import networks
 
@@ -93,5 +93,5 @@ def test_no_narrow_convolution_is_strided(build, fold):
 
 def test_conv1x1_of_many_channels_stays_strided():
     with Convolutions() as seen:
-        utils.conv1x1(torch.randn(1, 16, 4, 4), torch.randn(3, 16, 1, 1), 2)
+        layers.conv1x1(torch.randn(1, 16, 4, 4), torch.randn(3, 16, 1, 1), 2)
     assert seen.found == [(1, 2, 16)]

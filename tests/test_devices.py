@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 import cifar
 import helpers
+import layers
 import resnet
-import utils
 from helpers import N_TEST, N_TRAIN, ROOT, SMALL, become_rank, log_of, ranks_of, run_ranks, start_ranks
 from inputs import cifar as data
 from inputs import shapes
@@ -92,7 +92,7 @@ def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
     torch.manual_seed(opt.seed)
     f, params = resnet.wide_resnet(10, 0.25, 10)
     initial = {name: t.clone() for name, t in params.items()}
-    trained = list(utils.trainable(params).values())
+    trained = list(layers.trainable(params).values())
     momenta = [torch.zeros_like(t) for t in trained]
     loaders = [data.Loader(split, 55, opt.seed, opt.randomcrop_pad, rank, 3) for rank in range(3)]
     for epoch in (1, 2, 3):
@@ -103,7 +103,7 @@ def test_bn_takes_the_images_of_a_rank(tmp_path, record_property):
             for rank, part in enumerate(parts):
                 with contextlib.ExitStack() as stack:
                     if rank:
-                        stack.enter_context(utils.statistics_aside(params))
+                        stack.enter_context(layers.statistics_aside(params))
                     y, _ = f(part.x, params, True)
                 loss = loss + F.cross_entropy(y, part.labels, reduction='sum')
             gradients = torch.autograd.grad(loss / sum(len(part.labels) for part in parts), trained)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import cifar
 import imagenet
-import method
+import layers
 import resnet
 from helpers import ROOT, SMALL, call_cifar, log_of
 from tools import jobs
@@ -80,7 +80,7 @@ def test_each_kind_of_device_is_asked_for_itself(monkeypatch):
 def test_compiled_where_it_pays(monkeypatch, capsys, arguments, device, steps, why):
     """The function of one line is compiled for the device only where all other rules allow it."""
     probed = []
-    monkeypatch.setattr(method, 'compiled', lambda function, tensors: lambda x: probed.append(x.device))
+    monkeypatch.setattr(layers, 'compiled', lambda function, tensors: lambda x: probed.append(x.device))
     monkeypatch.setattr(torch, 'ones', lambda n, device: torch.zeros(n, device='meta'))  # there is no CUDA
     monkeypatch.setattr(fast, 'has_bfloat16', lambda device: False)
     before = parse(*arguments)

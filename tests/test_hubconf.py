@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrizations, prune
 
 import hubconf
+import layers
 import nin
 import resnet
-import utils
 from helpers import ROOT
 from weights import networks
 
@@ -78,7 +78,7 @@ def checkout(tmp_path):
     def copied(name):
         folder = tmp_path / name
         folder.mkdir()
-        for file in ('hubconf.py', 'utils.py', 'resnet.py', 'nin.py'):
+        for file in ('hubconf.py', 'utils.py', 'layers.py', 'resnet.py', 'nin.py'):
             shutil.copy(ROOT / file, folder)
         shutil.copytree(ROOT / 'weights', folder / 'weights')
         return folder
@@ -106,7 +106,7 @@ def mine(tmp_path, monkeypatch):
 @pytest.mark.parametrize('first', [0, 1])
 def test_modules_of_the_user_stay_what_they_are(files, checkout, mine, first):
     """Those imported before torch.hub.load, every other one, and those imported after."""
-    assert {'utils', 'resnet', 'weights', 'nin', 'method', 'training', 'inputs'} < set(NAMES)
+    assert {'utils', 'layers', 'resnet', 'weights', 'nin', 'method', 'training', 'inputs'} < set(NAMES)
     before = {name: importlib.import_module(name) for name in NAMES[first::2]}
     modules, path = set(sys.modules), list(sys.path)
     model = load(files, folder=checkout('ours'))
@@ -127,9 +127,9 @@ def test_modules_of_the_user_stay_what_they_are(files, checkout, mine, first):
 
 def test_checkouts_share_no_code(files, checkout):
     first, second = checkout('a'), checkout('b')
-    text = (second / 'utils.py').read_text()
+    text = (second / 'layers.py').read_text()
     assert text.count('EPS = 1e-5') == 1
-    (second / 'utils.py').write_text(text.replace('EPS = 1e-5', 'EPS = 100.0'))
+    (second / 'layers.py').write_text(text.replace('EPS = 1e-5', 'EPS = 100.0'))
     x = torch.randn(2, 3, 32, 32)
     expected = load(files)(x)[0]
     models = [load(files, folder=folder) for folder in (first, second)]
@@ -137,7 +137,7 @@ def test_checkouts_share_no_code(files, checkout):
     assert torch.equal(models[0](x)[0], expected) and not torch.allclose(models[1](x)[0], expected)
     assert type(load(files, folder=first)) is type(models[0]), 'the same files are the same classes'
     # torch.hub.load with force_reload replaces the files in a folder.
-    (first / 'utils.py').write_text(text.replace('EPS = 1e-5', 'EPS = 10.00'))
+    (first / 'layers.py').write_text(text.replace('EPS = 1e-5', 'EPS = 10.00'))
     assert not torch.allclose(load(files, folder=first)(x)[0], expected)
     assert torch.equal(copy.deepcopy(models[0])(x)[0], expected)
 
@@ -226,7 +226,7 @@ def test_pruned():
     prune.random_unstructured(module, 'conv0', amount=0.5)
     for mask, name in ((block.conv0_mask, 'group1.block0.conv0'), (module.conv0_mask, 'conv0')):
         params[name] = params[name] * mask
-    trained = utils.trainable({name: t.detach() for name, t in params.items()})
+    trained = layers.trainable({name: t.detach() for name, t in params.items()})
     optimizer = torch.optim.SGD(module.parameters(), 1)
     for _ in range(2):
         torch.testing.assert_close(module.eval()(x), f(x, params | trained, False))
@@ -267,8 +267,8 @@ def test_moved_and_frozen():
 
 def test_a_module_trains_as_its_function():
     f, params, module = pair()
-    assert [name for name, _ in module.named_buffers()] == [n for n in params if utils.is_statistic(n)]
-    trained = utils.trainable(params)
+    assert [name for name, _ in module.named_buffers()] == [n for n in params if layers.is_statistic(n)]
+    trained = layers.trainable(params)
     x, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     F.cross_entropy(f(x, params, True)[0], labels).backward()
     F.cross_entropy(module(x)[0], labels).backward()

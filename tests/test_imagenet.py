@@ -17,8 +17,8 @@ from torchvision import transforms
 
 import helpers
 import imagenet
+import layers
 import resnet
-import utils
 from helpers import listing, log_of, run_ranks
 from inputs import folders
 from tools import export
@@ -631,6 +631,6 @@ def test_interop_of_the_log(home):
                 'gpu_id',
                 'train_loss', 'train_acc', 'test_loss', 'test_acc', 'epoch', 'num_classes', 'n_parameters',
                 'train_time', 'test_time', 'at_losses', 'test_acc5', 'train_acc5'} <= record.keys()
-        assert record['n_parameters'] == utils.n_parameters(resnet.resnet(34, 0.0625, 3)[1])
+        assert record['n_parameters'] == layers.n_parameters(resnet.resnet(34, 0.0625, 3)[1])
     with pytest.raises(InputError):
         resnet.load(home / 'logs')

@@ -1,146 +1,102 @@
-"""Imports go one way, importing does nothing, and files stay short."""
-import ast
-import subprocess
-import sys
-import textwrap
+"""The helpers of functional networks against loops in float64."""
+import itertools
+import math
 
+import numpy as np
 import pytest
+import torch
 
-from helpers import ROOT
-
-# A module or package imports from lower layers only, and from its own. A new file is placed here first.
-LAYERS = [
-    {'utils'},
-    {'resnet', 'nin'},
-    {'method', 'inputs', 'weights'},
-    {'training'},
-    {'cifar', 'imagenet', 'hubconf'},
-    {'tools'},
-    {'stress'},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ALLOWED = {('resnet', 'weights')}  # resnet.load, which stays importable from there
-# Packages that not everyone needs: who may import them, besides tools.
-HEAVY = {'matplotlib': set(), 'hickle': set(), 'h5py': {'weights'}}
-
-SCRIPTS = sorted(ROOT.glob('*.py'))
-PACKAGES = sorted(path for name in ('inputs', 'weights', 'training', 'tools', 'stress')
-                  for path in (ROOT / name).glob('**/*.py'))
-TESTS = sorted(ROOT.glob('tests/*.py'))
+import layers
 
 
-def short(path):
-    return str(path.relative_to(ROOT))
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
 
 
-def layer(path):
-    """The package that a file belongs to, or its module."""
-    return path.relative_to(ROOT).with_suffix('').parts[0]
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('n_in', [1, 3, 7, 8, 9, 16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_conv1x1(layout, n_in, stride):
+    x, weight = normal(2, n_in, 5, 4).contiguous(memory_format=layout), normal(6, n_in, 1, 1)
+    x.requires_grad_()
+    weight.requires_grad_()
+    a, k = x.detach().numpy(), weight.detach().numpy()
+    y = layers.conv1x1(x, weight, stride)
+    height, width = -(-5 // stride), -(-4 // stride)
+    assert y.shape == (2, 6, height, width)
+    upstream = normal(*y.shape)
+    g = upstream.numpy()
+    expected, to_x, to_weight = np.zeros(y.shape), np.zeros(x.shape), np.zeros(weight.shape)
+    for i, o, c, r, s in itertools.product(range(2), range(6), range(n_in), range(height), range(width)):
+        expected[i, o, r, s] += k[o, c, 0, 0] * a[i, c, r * stride, s * stride]
+        to_x[i, c, r * stride, s * stride] += g[i, o, r, s] * k[o, c, 0, 0]
+        to_weight[o, c, 0, 0] += g[i, o, r, s] * a[i, c, r * stride, s * stride]
+    np.testing.assert_allclose(y.detach(), expected, atol=1e-12)
+    y.backward(upstream)
+    np.testing.assert_allclose(x.grad, to_x, atol=1e-12)
+    np.testing.assert_allclose(weight.grad, to_weight, atol=1e-12)
 
 
-def imported(source, by_name=False):
-    """First parts of the names of all modules that are imported anywhere in it, in functions too.
+def test_batch_norm():
+    x = normal(4, 3, 5, 2) * 3 + 1
+    params = {'net.bn0.weight': normal(3), 'net.bn0.bias': normal(3),
+              'net.bn0.running_mean': normal(3), 'net.bn0.running_var': normal(3).exp()}
+    old = {name: t.numpy().copy() for name, t in params.items()}
+    weight, bias, mean, var = (old[name].reshape(1, 3, 1, 1) for name in params)
+    a = x.numpy()
 
-    by_name: it may also import modules whose names it computes.
-    """
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split('.')[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, 'imports name the module in full'
-            names.add(node.module.split('.')[0])
-        elif isinstance(node, ast.Call):
-            called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
-            assert by_name or called not in ('import_module', '__import__'), 'imports are written as such'
-    return names
+    y = layers.batch_norm(x, params, 'net.bn0', False)
+    np.testing.assert_allclose(y, (a - mean) / np.sqrt(var + 1e-5) * weight + bias, rtol=1e-10)
+    assert all(np.array_equal(t, old[name]) for name, t in params.items())
 
-
-def wrong(importer, names):
-    """Of the imported names, those that `importer` may not import."""
-    upward = {name for name in names & LEVEL.keys() if importer != name
-              and LEVEL[name] >= LEVEL[importer] and (importer, name) not in ALLOWED}
-    heavy = {name for name in names & HEAVY.keys()
-             if importer not in ('tools', 'stress') and importer not in HEAVY[name]}
-    return upward | heavy
-
-
-def test_every_file_has_a_layer():
-    assert {layer(path) for path in SCRIPTS + PACKAGES} == LEVEL.keys()
+    y = layers.batch_norm(x, params, 'net.bn0', True)
+    batch_mean, n = np.zeros((1, 3, 1, 1)), 4 * 5 * 2
+    squares = np.zeros((1, 3, 1, 1))
+    for c in range(3):
+        batch_mean[0, c] = a[:, c].sum() / n
+        squares[0, c] = ((a[:, c] - batch_mean[0, c]) ** 2).sum()
+    np.testing.assert_allclose(
+        y, (a - batch_mean) / np.sqrt(squares / n + 1e-5) * weight + bias, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(params['net.bn0.running_mean'], (0.9 * mean + 0.1 * batch_mean).ravel())
+    np.testing.assert_allclose(params['net.bn0.running_var'], (0.9 * var + 0.1 * squares / (n - 1)).ravel())
+    for name in ('weight', 'bias'):
+        assert np.array_equal(params[f'net.bn0.{name}'], old[f'net.bn0.{name}'])
 
 
-@pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
-def test_imports_go_one_way(path):
-    by_name = layer(path) == 'hubconf'  # which imports the files of this folder into a package of their own
-    assert not wrong(layer(path), imported(path.read_text(), by_name))
+def test_flatten_keeps_names_order_and_tensors():
+    a, b, c, d = torch.ones(4).unbind()
+    tree = {'z': a, 'group0': {'block0': {'conv0': b, 'bn0': {'weight': c}}}, 'empty': {}, 'a': d}
+    flat = layers.flatten(tree)
+    assert list(flat) == ['z', 'group0.block0.conv0', 'group0.block0.bn0.weight', 'a']
+    assert [t is u for t, u in zip(flat.values(), (a, b, c, d), strict=True)] == [True] * 4
+    assert list(layers.flatten(tree, 'student.'))[1] == 'student.group0.block0.conv0'
 
 
-def test_the_rule_itself():
-    assert imported('import utils as u, os.path\ndef f():\n    from tools.report import main') == {
-        'utils', 'os', 'tools'}
-    for importer, names in (('utils', {'inputs'}), ('utils', {'resnet'}), ('cifar', {'imagenet'}),
-                            ('method', {'inputs'}), ('inputs', {'training'}), ('training', {'cifar'}),
-                            ('cifar', {'tools'}), ('inputs', {'h5py'}), ('training', {'matplotlib'})):
-        assert wrong(importer, names | {'torch', 'os'}) == names
-    for importer, names in (('tools', {'cifar', 'hickle', 'tools'}), ('cifar', {'training', 'inputs'}),
-                            ('weights', {'h5py', 'resnet', 'utils'}), ('inputs', {'inputs'})):
-        assert wrong(importer, names) == set()
+def test_trainable_leaves_statistics_alone():
+    params = {'conv0': torch.ones(2, 3), **{f'bn.{name}': t for name, t in layers.bn_params(5).items()}}
+    leaves = layers.trainable(params)
+    assert list(leaves) == ['conv0', 'bn.weight', 'bn.bias']
+    assert all(leaves[name] is params[name] and params[name].requires_grad for name in leaves)
+    assert not params['bn.running_mean'].requires_grad and not params['bn.running_var'].requires_grad
+    assert layers.n_parameters(params) == 6 + 4 * 5
 
 
-IMPORTING = '''
-    import multiprocessing, os, random, signal, sys, threading
-    import numpy, torch, torchvision, torchnet.engine, torchnet.meter
-
-    def state():
-        children = []
-        for task in os.listdir('/proc/self/task') if os.path.isdir('/proc/self/task') else []:
-            try:
-                with open(f'/proc/self/task/{task}/children') as f:
-                    children += f.read().split()
-            except OSError:
-                pass
-        return {
-            'children': children + multiprocessing.active_children(),
-            'threads': threading.enumerate(),
-            'signals': [signal.getsignal(s) for s in signal.valid_signals()],
-            'torch': torch.get_rng_state().tolist(), 'random': random.getstate(),
-            'numpy': str(numpy.random.get_state()),
-            'settings': (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
-                         torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
-                         torch.are_deterministic_algorithms_enabled(), torch.cuda.is_initialized()),
-            'folder': (os.getcwd(), os.listdir()), 'hooks': (sys.excepthook, sys.stdout, sys.stderr)}
-
-    before = state()
-    for name in sys.argv[1:]:
-        __import__(name)
-        after = state()
-        changed = [k for k in before if before[k] != after[k]]
-        assert not changed, f'import {name} changes {changed}'
-'''
+@pytest.mark.parametrize(('name', 'is_one'), [
+    ('bn.running_mean', True), ('student.group0.block1.bn0.running_var', True), ('bn.weight', False),
+    ('bn.bias', False), ('conv0', False), ('running_mean.weight', False)])
+def test_is_statistic(name, is_one):
+    assert layers.is_statistic(name) is is_one
 
 
-def test_importing_does_nothing(tmp_path):
-    modules = ['.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
-               for path in SCRIPTS + PACKAGES]
-    done = subprocess.run(
-        [sys.executable, '-B', '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
-         + textwrap.dedent(IMPORTING), *modules],
-        cwd=tmp_path, text=True, capture_output=True, timeout=200, stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-
-
-@pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
-def test_docstring(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
-
-
-@pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
-def test_at_most_350_lines(path):
-    assert len(path.read_text().splitlines()) <= 350
-
-
-@pytest.mark.parametrize('path', SCRIPTS + PACKAGES, ids=short)
-def test_functions_of_at_most_60_lines(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60, node.name
+def test_new_tensors():
+    weight = layers.conv_params(64, 200, 3)  # kaiming: variance 2 / fan-in
+    assert weight.shape == (200, 64, 3, 3)
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    linear = layers.linear_params(300, 200)
+    assert linear['weight'].std().item() == pytest.approx(math.sqrt(2 / 300), rel=0.02)
+    assert linear['bias'].tolist() == [0] * 200
+    bn = layers.bn_params(10_000)
+    assert 0 <= bn['weight'].min() < 0.01 and 0.99 < bn['weight'].max() <= 1
+    assert bn['weight'].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert bn['weight'].var().item() == pytest.approx(1 / 12, rel=0.05)
+    assert not bn['bias'].any() and not bn['running_mean'].any() and bn['running_var'].eq(1).all()

@@ -13,14 +13,16 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
 import cifar
+import layers
 import method
 import nin
 import resnet
 import training
 import utils
+from layers import Sample
 from method import ADAPTOR, adaptors, evaluation_step, training_step
 from training import devices, exits
-from utils import InputError, Sample
+from utils import InputError
 
 F64 = {'dtype': torch.float64}
 
@@ -157,7 +159,7 @@ def test_gradient_losses_against_differences(name):
     """Each loss from J by finite differences, and its gradient by finite differences of the loss."""
     (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
     opt = parse(*TERMS[name], teacher=name == 'grad')
-    utils.trainable(student)
+    layers.trainable(student)
     h = training_step(opt, smooth, student, smooth, teacher)
     loss, output = h(Sample(x, labels, 1))
     fixed = {key: t.detach() for key, t in student.items()}
@@ -193,7 +195,7 @@ def test_a_symmetric_image_has_no_symmetry_loss_and_finite_gradients():
     student['conv'] = student['conv'] + student['conv'].flip(3)
     first = student['first'].view(2, 4, 4, 6)
     student['first'] = (first + first.flip(2)).view(32, 6)
-    utils.trainable(student)
+    layers.trainable(student)
     loss, output = training_step(parse('--sym_beta', 1, teacher=False), smooth, student)(Sample(x, labels, 1))
     assert sum(v.item() for v in output.losses['sym']) == pytest.approx(0, abs=1e-12)
     loss.backward()
@@ -208,7 +210,7 @@ def test_on_a_wide_resnet_the_gradient_loss_teaches_its_convolutions():
     student, teacher = ({name: t.double() for name, t in params.items()} for params in (student, teacher))
     x, labels = torch.randn(4, 3, 16, 16, **F64), torch.randint(4, (4,))
     opt = parse('--grad_beta', 1, '--sym_beta', 0.5, '--l2_beta', 0.1, '--beta', 10, '--alpha', 0.5)
-    direction = {name: torch.randn_like(t) for name, t in utils.trainable(student).items()}
+    direction = {name: torch.randn_like(t) for name, t in layers.trainable(student).items()}
     loss, _ = training_step(opt, f, student, f_t, teacher)(Sample(x, labels, 1))
     loss.backward()
     slope = sum((student[name].grad * d).sum().item() for name, d in direction.items())
@@ -229,8 +231,8 @@ def test_the_mirrored_pass_leaves_no_trace_in_the_statistics():
     torch.manual_seed(0)
     f, student = resnet.wide_resnet(10, 0.25, 10)
     plain = {name: t.clone() for name, t in student.items()}
-    kept = {name: t for name, t in student.items() if utils.is_statistic(name)}
-    utils.trainable(student)
+    kept = {name: t for name, t in student.items() if layers.is_statistic(name)}
+    layers.trainable(student)
     loss, _ = training_step(parse('--sym_beta', 1, teacher=False), f, student)(Sample(x, labels, 1))
     loss.backward()
     f(x, plain, True)
@@ -242,7 +244,7 @@ def test_the_mirrored_pass_leaves_no_trace_in_the_statistics():
 def test_statistics_come_back_after_an_error():
     _, params = resnet.wide_resnet(10, 0.25, 10)
     before = dict(params)
-    with contextlib.suppress(ZeroDivisionError), utils.statistics_aside(params):
+    with contextlib.suppress(ZeroDivisionError), layers.statistics_aside(params):
         assert params['bn.running_mean'] is not before['bn.running_mean']
         raise ZeroDivisionError
     assert all(params[name] is t for name, t in before.items())
@@ -260,7 +262,7 @@ def test_the_teacher_is_asked_only_where_something_is_learned_from_it(arguments,
 
     needs = any(name in arguments for name in ('--grad_beta', '--hint_beta', '--alpha'))
     student = smooth_params(1)
-    utils.trainable(student)
+    layers.trainable(student)
     h = training_step(parse(*arguments, teacher=needs), smooth, student, teacher, smooth_params(2))
     x, labels = images()
     loss, _ = h(Sample(x, labels, 1))
@@ -271,7 +273,7 @@ def test_the_teacher_is_asked_only_where_something_is_learned_from_it(arguments,
 def test_every_loss_at_once_is_the_sum_of_them():
     (x, labels), student, teacher = images(), smooth_params(1), smooth_params(2)
     weights = {'--beta': 10, '--hint_beta': 20, '--grad_beta': 0.3, '--sym_beta': 0.2, '--l2_beta': 0.1}
-    utils.trainable(student)
+    layers.trainable(student)
 
     def terms(*arguments):
         return training_step(parse(*arguments), smooth, student, smooth, teacher)(Sample(x, labels, 1))
@@ -298,7 +300,7 @@ def test_an_adaptor_is_learned():
     f_t, teacher = resnet.wide_resnet(10, 0.5, 10)
     opt = parse('--hint_beta', 100)
     params = student | adaptors(opt, f_s, student, f_t, teacher)
-    utils.trainable(params)
+    layers.trainable(params)
     h = training_step(opt, f_s, params, f_t, teacher)
     loss, _ = h(Sample(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)), 1))
     loss.backward()
@@ -312,7 +314,7 @@ def test_groups_that_full_activation_transfer_compares():
     opt = parse('--hint_beta', 1, '--at_groups', '[1]')
     params = student | adaptors(opt, f_s, student, f_t, teacher)
     assert params.keys() - student.keys() == {ADAPTOR + '1'}
-    utils.trainable(params)
+    layers.trainable(params)
     x = torch.randn(3, 3, 16, 16)
     _, output = training_step(opt, f_s, params, f_t, teacher)(Sample(x, torch.arange(3), 1))
     _, groups_s = f_s(x, student, True)
@@ -334,12 +336,12 @@ def test_gradients_are_of_networks_in_the_precision_that_is_asked_for(dtype):
 
     f, student = resnet.wide_resnet(10, 0.5, 10)
     teacher = {name: t.clone() for name, t in student.items()}
-    utils.trainable(student)
+    layers.trainable(student)
     opt = parse('--grad_beta', 1, '--sym_beta', 1, '--dtype', dtype)
     loss, output = training_step(opt, watched, student, watched, teacher)(
         Sample(torch.randn(4, 3, 16, 16), torch.arange(4), 1))
     loss.backward()
-    assert seen == 3 * [utils.DTYPES[dtype]]
+    assert seen == 3 * [layers.DTYPES[dtype]]
     assert {t.dtype for losses in output.losses.values() for t in [loss, *losses]} == {torch.float32}
     assert all(t.grad.dtype == torch.float32 for t in student.values() if t.requires_grad)
 
@@ -361,7 +363,7 @@ def test_compiled_it_is_the_same_step(monkeypatch):
         f_t, teacher = resnet.wide_resnet(10, 0.5, 10)
         opt = parse('--beta', 10, '--hint_beta', 1, '--alpha', 0.5, *more)
         student |= adaptors(opt, f, student, f_t, teacher)
-        utils.trainable(student)
+        layers.trainable(student)
         h = training_step(opt, f, student, f_t, teacher)
         results.append([])
         for n in (6, 4, 6, 4):
@@ -397,7 +399,7 @@ def test_cuda_graphs_make_the_same_steps():
         f, student = resnet.wide_resnet(10, 0.5, 10)
         f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
         student, teacher = (devices.to_device(params, torch.device('cuda')) for params in (student, teacher))
-        utils.trainable(student)
+        layers.trainable(student)
         opt = parse('--beta', 10, '--alpha', 0.5, '--lr', 0.01, *more)
         h, optimizer = training_step(opt, f, student, f_t, teacher), training.sgd(opt, student)
         losses = []

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import cifar
+import layers
 import nin
 import resnet
-import utils
 from helpers import call, log_of
 from tools import export
 from utils import InputError
@@ -31,14 +31,14 @@ class Twin(nn.Module):
         super().__init__()
         blocks = []
         for first in (3, channels, channels):
-            layers = []
+            parts = []
             for i, (n_in, kernel) in enumerate([(first, 3), (channels, 1), (channels, 1)]):
-                layers.append(nn.Conv2d(n_in, channels, kernel, padding=kernel // 2, bias=not bn))
+                parts.append(nn.Conv2d(n_in, channels, kernel, padding=kernel // 2, bias=not bn))
                 if bn:
-                    layers.append(nn.BatchNorm2d(channels))
+                    parts.append(nn.BatchNorm2d(channels))
                 if i < 2 or pool_relu:
-                    layers.append(nn.ReLU())
-            blocks.append(nn.Sequential(*layers))
+                    parts.append(nn.ReLU())
+            blocks.append(nn.Sequential(*parts))
         self.blocks, self.head = nn.ModuleList(blocks), nn.Linear(channels, classes)
 
     def forward(self, x):
@@ -53,11 +53,11 @@ def pair(bn, pool_relu, channels=12):
     f, params = nin.nin(channels, 5, bn, pool_relu)
     params = {name: (torch.rand(t.shape) + 0.5 if t.dim() == 1 else t).double() for name, t in params.items()}
     twin = Twin(channels, 5, bn, pool_relu).double()
-    own = [t for name, t in params.items() if not utils.is_statistic(name)]
+    own = [t for name, t in params.items() if not layers.is_statistic(name)]
     with torch.no_grad():
         for theirs, ours in zip(twin.parameters(), own, strict=True):
             theirs.copy_(ours)
-        statistics = [t for name, t in params.items() if utils.is_statistic(name)]
+        statistics = [t for name, t in params.items() if layers.is_statistic(name)]
         others = [t for name, t in twin.named_buffers() if 'num_batches' not in name]
         for theirs, ours in zip(others, statistics, strict=True):
             theirs.copy_(ours)
@@ -68,7 +68,7 @@ def pair(bn, pool_relu, channels=12):
 @pytest.mark.parametrize('mode', [True, False])
 def test_the_network_is_that_of_modules(bn, pool_relu, mode):
     f, params, twin = pair(bn, pool_relu)
-    utils.trainable(params)
+    layers.trainable(params)
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     logits, groups = f(x, params, mode)
     expected, maps = twin.train(mode)(x)
@@ -79,7 +79,7 @@ def test_the_network_is_that_of_modules(bn, pool_relu, mode):
     assert all((g.min() >= 0) == pool_relu for g in groups)
     (logits.square().sum() + groups[1].sum()).backward()
     (expected.square().sum() + maps[1].sum()).backward()
-    own = [t for name, t in params.items() if not utils.is_statistic(name)]
+    own = [t for name, t in params.items() if not layers.is_statistic(name)]
     for ours, theirs in zip(own, twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8)
     if bn:
@@ -93,7 +93,7 @@ def test_the_network_is_that_of_modules(bn, pool_relu, mode):
     (96, False, 223_776 + 970 + 9 * 96)])  # convolutions, linear layer, biases
 def test_number_of_parameters(width, bn, trained):
     _, params = nin.nin(width, 10, bn)
-    assert utils.n_parameters(utils.trainable(params)) == trained
+    assert layers.n_parameters(layers.trainable(params)) == trained
 
 
 @pytest.mark.parametrize(('bn', 'pool_relu'), KINDS)
@@ -109,7 +109,7 @@ def test_a_file_tells_which_nin_it_holds(tmp_path, bn, pool_relu, ending):
     assert networks.describe(loaded) == (
         'NIN of width 12' + ('' if bn else ' without BN')
         + ('' if pool_relu else ' without ReLU before pooling')
-        + f', 5 classes, {utils.n_parameters(params):,} parameters')
+        + f', 5 classes, {layers.n_parameters(params):,} parameters')
     for form in (loaded, resnet.fold(loaded)):
         assert networks.fields(form) == {'kind': 'NIN', 'depth': 9, 'width': 12, 'pool_relu': pool_relu}
     content, deviation = export.export(f, params, ending)
@@ -126,7 +126,7 @@ def test_folded_it_has_the_same_maps(bn, pool_relu):
     f_folded, folded = networks.network(folded)
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(f_folded(x, folded, False), f(x, params, False), rtol=0, atol=1e-10)
-    assert not any(map(utils.is_statistic, folded)) and networks.image_size(folded) == 32
+    assert not any(map(layers.is_statistic, folded)) and networks.image_size(folded) == 32
 
 
 def test_damaged_files_are_refused():

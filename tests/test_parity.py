@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import cifar
+import layers
 import resnet
 import training
-import utils
 from inputs import cifar as data
 from method import training_step
 
@@ -32,8 +32,8 @@ def test_eight_steps_of_the_published_code(shared, samples, case, dtype):
     tensors = {k: torch.from_numpy(v).to(dtype) for k, v in arrays.items()}
     student = {k.removeprefix('student.'): t for k, t in tensors.items() if k.startswith('student.')}
     teacher = {k.removeprefix('teacher.'): t for k, t in tensors.items() if k.startswith('teacher.')}
-    assert utils.n_parameters(student) == expected['n_params_with_bn_stats']
-    utils.trainable(student)
+    assert layers.n_parameters(student) == expected['n_params_with_bn_stats']
+    layers.trainable(student)
     f_s, _ = resnet.wide_resnet(*recorded['student'], 10)
     f_t, _ = resnet.wide_resnet(*recorded['teacher'], 10)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import layers
 import resnet
-import utils
 from utils import InputError
 
 
@@ -99,7 +99,7 @@ def test_equals_its_twin(depth, width, channels, shape, mode, base):
     for name, t in named.items():
         assert t.shape == params[name].shape
         t.data.copy_(params[name])
-    utils.trainable(params)
+    layers.trainable(params)
 
     x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     logits, groups = f(x, {base + name: t for name, t in params.items()}, mode, base)
@@ -140,8 +140,8 @@ def test_smallest_input():
     (40, 1, 566_650, 563_930), (40, 2, 2_248_954, 2_243_546)])
 def test_published_numbers_of_parameters(depth, width, published, n_trainable):
     _, params = resnet.wide_resnet(depth, width, 10)
-    assert utils.n_parameters(params) == published
-    assert sum(t.numel() for t in utils.trainable(params).values()) == n_trainable
+    assert layers.n_parameters(params) == published
+    assert sum(t.numel() for t in layers.trainable(params).values()) == n_trainable
 
 
 BN = ['weight', 'bias', 'running_mean', 'running_var']
@@ -247,7 +247,7 @@ def test_load_run_of_the_published_code_with_a_teacher(tmp_path, zipped):
     params, teacher = network(), network(16, 2)
     both = collections.OrderedDict(
         [('teacher.' + name, t) for name, t in teacher.items()] +
-        [('student.' + name, t.requires_grad_(not utils.is_statistic(name))) for name, t in params.items()])
+        [('student.' + name, t.requires_grad_(not layers.is_statistic(name))) for name, t in params.items()])
     torch.save({'params': both, 'optimizer': optimizer_state(both), 'epoch': 200}, tmp_path / 'model.pt7',
                _use_new_zipfile_serialization=zipped)
     (tmp_path / 'log.txt').write_text('json_stats: {"epoch": 200, "at_losses": [[NaN, NaN]]}\n')

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import layers
 import resnet
-import utils
 from utils import InputError
 from weights import networks
 
@@ -94,7 +94,7 @@ def test_training_step_equals_torchvision(depth):
     _, params = networks.network({name: t.clone() for name, t in model.state_dict().items()})
     f, fresh = resnet.resnet(depth, 1, 5)
     assert {n: t.shape for n, t in fresh.items()} == {n: t.shape for n, t in params.items()}
-    trained = utils.trainable(params)
+    trained = layers.trainable(params)
     x, labels = torch.randn(3, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 3, 4])
     F.cross_entropy(f(x, params, True)[0], labels).backward()
     F.cross_entropy(model(x), labels).backward()
@@ -104,18 +104,18 @@ def test_training_step_equals_torchvision(depth):
         torch.testing.assert_close(t.grad, theirs[name].grad, rtol=1e-9, atol=1e-12)
     for name, t in networks.from_torchvision(dict(model.named_buffers()) | {
             'layer1.0.conv1.weight': x}).items():  # by which it knows torchvision's names
-        if utils.is_statistic(name):
+        if layers.is_statistic(name):
             torch.testing.assert_close(params[name], t, rtol=1e-9, atol=1e-12)
 
 
 def test_published_numbers():
     _, params = resnet.resnet(34, 1, 1000)
     folded = resnet.fold(params)
-    assert (len(folded), utils.n_parameters(folded)) == (74, 21_789_160)
+    assert (len(folded), layers.n_parameters(folded)) == (74, 21_789_160)
     assert folded['conv0.weight'].shape == (64, 3, 7, 7)
     assert {name for name in folded if 'conv_dim' in name} == {
         f'group{g}.block0.conv_dim.{kind}' for g in (1, 2, 3) for kind in ('weight', 'bias')}
-    assert sum(t.numel() for n, t in params.items() if not utils.is_statistic(n)) == sum(
+    assert sum(t.numel() for n, t in params.items() if not layers.is_statistic(n)) == sum(
         p.numel() for p in torchvision.models.resnet34().parameters())
 
 
@@ -139,7 +139,7 @@ def test_published_student(blocks):
     _, params = resnet.resnet_of(blocks, (64, 16, 32, 64, 128), 5)
     params = {name: t for name, t in params.items() if 'bndim' not in name}
     for name, t in params.items():
-        if utils.is_statistic(name):
+        if layers.is_statistic(name):
             t.uniform_(0.5, 1.5)
     f, params = networks.network(params)
     x = torch.randn(2, 3, 64, 64)

@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 
 import cifar
+import layers
 import resnet
 import training
-import utils
 from helpers import THREADS, log_of, train
 from inputs import cifar as data
 from inputs import shapes
+from layers import Sample
 from method import Output, evaluation_step, training_step
 from training import checkpoint, devices, exits, progress
 from training.checkpoint import Folder
-from utils import InputError, Sample
+from utils import InputError
 
 CPU = torch.device('cpu')
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
@@ -140,9 +141,9 @@ def test_sgd_against_numpy():
     """Momentum 0.9 without Nesterov; weight decay on every trainable tensor, BN and biases included."""
     opt = cifar.parse(['--save', 'unused', '--weight_decay', '0.05', '--lr', '0.3'])
     _, params = resnet.wide_resnet(10, 0.25, 10)
-    utils.trainable(params)
+    layers.trainable(params)
     params['fc.bias'].data += 0.5  # a zero would not show its decay
-    statistics = {k: t.clone() for k, t in params.items() if utils.is_statistic(k)}
+    statistics = {k: t.clone() for k, t in params.items() if layers.is_statistic(k)}
     assert statistics and 'bn.weight' in params and 'group0.block0.bn0.bias' in params
     optimizer = training.sgd(opt, params)
     expected = {k: t.detach().double().numpy().copy() for k, t in params.items() if k not in statistics}
@@ -184,7 +185,7 @@ class Regression:
         return data.Loader(self.train_set, self.opt.batch_size, self.opt.seed, self.opt.randomcrop_pad)
 
     def run(self):
-        utils.trainable(self.params)
+        layers.trainable(self.params)
         train(training.Run(self.opt, Folder(self.opt), self.params, torch.no_grad()(self.h), self.loader(),
                            data.Loader(self.test_set, 500), {'num_classes': 3}), self.h)
         return {k: t.detach().numpy() for k, t in self.params.items()}
@@ -277,7 +278,7 @@ def test_linear_schedule_with_warm_up_batch_by_batch(tmp_path):
     (['--lr_schedule', 'linear', '--warmup', '0.25'], 0.05 * (0.5 / 3) / 0.25, 0.05 * (0.5 / 3) / 2.75)])
 def test_rate_of_the_first_and_last_batch(tmp_path, arguments, first, last):
     run = Regression(tmp_path / 'run', *ARGUMENTS[:6], *arguments)
-    made = training.Run(run.opt, Folder(run.opt), utils.trainable(run.params), run.h, run.loader(),
+    made = training.Run(run.opt, Folder(run.opt), layers.trainable(run.params), run.h, run.loader(),
                         run.loader(), {'num_classes': 3})
     for epoch, batch, expected in ((1, 0, first), (3, 2, last)):
         made.set_lr({'sample': Sample(None, None, epoch, batch)})
@@ -720,7 +721,7 @@ class Watched(data.Loader):
 
 
 @pytest.mark.parametrize(('device', 'dtype', 'more'), [
-    ('cpu', 'float', []), *(pytest.param('cuda', d, [], marks=pytest.mark.gpu) for d in utils.DTYPES),
+    ('cpu', 'float', []), *(pytest.param('cuda', d, [], marks=pytest.mark.gpu) for d in layers.DTYPES),
     pytest.param('cuda', 'bfloat16', ['--compile'], marks=pytest.mark.gpu)])
 def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
     """A graph of CUDA is made in the first two epochs, of which each has one last batch."""
@@ -732,7 +733,7 @@ def test_no_step_waits_for_the_device(tmp_path, device, dtype, more):
     f_s, student = resnet.wide_resnet(10, 0.5, 10)
     f_t, teacher = resnet.wide_resnet(16, 0.5, 10)
     student, teacher = devices.to_device(student, where), devices.to_device(teacher, where)
-    utils.trainable(student)
+    layers.trainable(student)
     loader = Watched(pictures(72, 0, device=where), 16, seed=1, pad=4)
     loader.first = 4 if more else 1
     train(training.Run(opt, Folder(opt), student, evaluation_step(f_s, student, dtype), loader,

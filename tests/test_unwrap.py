@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import layers
 import resnet
-import utils
 from helpers import ROOT
 from training import checkpoint
 from utils import InputError
@@ -107,7 +107,7 @@ def test_runs_of_2017_keep_statistics_apart(tmp_path, prefix):
     f, params = resnet.wide_resnet(10, 0.25, 5)[0], some_params()
     x = torch.randn(2, 3, 32, 32)
     expected = f(x, params, False)[0]
-    parts = [{n: t for n, t in params.items() if utils.is_statistic(n) == kind} for kind in (False, True)]
+    parts = [{n: t for n, t in params.items() if layers.is_statistic(n) == kind} for kind in (False, True)]
     parts = [prefixed(prefix, part) for part in parts]
     if prefix:
         parts = [part | {name.replace('student', 'teacher'): t + 1 for name, t in part.items()}

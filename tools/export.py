@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 import resnet
+from layers import Network, Params
 from training import checkpoint, exits, options
-from utils import InputError, Network, Params
+from utils import InputError
 from weights import networks
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1

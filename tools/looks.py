@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import layers
 import resnet
 import utils
 from inputs import cifar as data
 from inputs import images, shapes
+from layers import Params
 from training import checkpoint
-from utils import InputError, Params
+from utils import InputError
 from weights.networks import image_size, n_groups
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
@@ -30,7 +32,7 @@ CELLS = 56  # at most, along each side of a drawn gradient
 class Network(NamedTuple):
     """A network to be drawn."""
     name: str
-    f: utils.Network
+    f: layers.Network
     params: Params
     size: int  # of its images
     n_groups: int

@@ -28,8 +28,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import utils
-from utils import InputError, Network, Params
+import layers
+from layers import Network, Params
+from utils import InputError
 
 T = TypeVar('T')
 RANKS = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # environment variables of a rank
@@ -291,7 +292,7 @@ def same_statistics(params: Params) -> None:
     """Give every rank the running statistics of rank 0."""
     if ranks() > 1:
         for name, t in params.items():
-            if utils.is_statistic(name):
+            if layers.is_statistic(name):
                 dist.broadcast(t, 0)
 
 

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from layers import is_out_of_memory
 from training import devices
-from utils import InputError, is_out_of_memory, one_line
+from utils import InputError, one_line
 
 PARENT = 'PARENT_OF_RUN'  # environment variable: the process without which this one ends
 

@@ -3,6 +3,7 @@ import argparse
 
 import torch
 
+import layers
 import method
 from training import exits
 
@@ -41,7 +42,7 @@ def why_not_compiled(opt: argparse.Namespace, device: torch.device, steps: int) 
     if steps < COMPILED_FROM:
         return f'{steps:,} steps are too few to save time'
     try:  # a function of one line fails without a compiler, headers of Python, Triton, room on the disk, ...
-        method.compiled(lambda x: x.cos() + 1, [])(torch.ones(8, device=device))
+        layers.compiled(lambda x: x.cos() + 1, [])(torch.ones(8, device=device))
     except Exception as e:
         return f'torch.compile fails here: {exits.first_words(e)}'
     return ''

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import Function, Sample
+from layers import Function, Sample
 
 
 class ScaledSGD(torch.optim.SGD):

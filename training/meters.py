@@ -9,9 +9,9 @@ from torchnet.meter import AverageValueMeter
 
 from inputs import cifar as data
 from inputs import images
+from layers import Function, Sample
 from method import Output
 from training import devices, exits
-from utils import Function, Sample
 
 Loader = data.Loader | images.Loader
 

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import layers
 import method
-import utils
 from inputs import folders
+from layers import Function, Params
 from training import devices, exits
 from training.checkpoint import Folder
 from training.half import ScaledSGD, scaled
 from training.meters import Loader, Meters, evaluate, n_damaged
 from training.progress import Board, Pace, Progress
-from utils import Function, InputError, Params
+from utils import InputError
 
 
 class Run:
@@ -40,7 +41,8 @@ class Run:
         self.classes = facts.get('classes', [])  # names, if the name of the data set does not define them
         if self.folder.state:
             self.restore(self.folder.state)
-        self.facts = {'at_losses': [], **vars(opt), **facts, 'n_parameters': utils.n_parameters(self.student),
+        self.facts = {'at_losses': [], **vars(opt), **facts,
+                      'n_parameters': layers.n_parameters(self.student),
                       'cuda': self.device.type == 'cuda'}
         self.meters, self.pace, self.begun = Meters(topk), pace or Pace(), 0.0
         self.bar: Progress | None = None
@@ -175,7 +177,7 @@ class Run:
                 smaller = ' or --'.join(['lr', *(loss.option for loss in method.active(self.opt))])
                 raise exits.Diverged(f'{e} in epoch {epoch}; {last}: try a lower --{smaller}'
                                      + ', or a higher --temperature' * bool(self.opt.alpha)) from None
-            if isinstance(e, MemoryError | RuntimeError) and utils.is_out_of_memory(e):
+            if isinstance(e, MemoryError | RuntimeError) and layers.is_out_of_memory(e):
                 raise InputError(f'--batch_size {self.opt.batch_size} needs more memory than there is; '
                                  f'{last}: give a smaller one, or more devices with --ngpu') from None
             if isinstance(e, OSError | KeyboardInterrupt | SystemExit):

@@ -7,9 +7,10 @@ import torch
 import method
 import resnet
 from inputs import folders
+from layers import Network, Params
 from training import checkpoint, devices, exits
 from training.checkpoint import Folder
-from utils import InputError, Network, Params
+from utils import InputError
 from weights import networks
 
 

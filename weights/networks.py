@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import layers
 import nin
 import resnet
-import utils
-from utils import InputError, Network, Params
+from layers import Network, Params
+from utils import InputError
 from weights import tensors
 
 
@@ -119,7 +120,7 @@ def network(params: Params, source: str = 'this dictionary') -> tuple[Network, P
 def describe(params: Params) -> str:
     """One line with kind, depth, width, number of classes and number of parameters of a network."""
     found = _find(params)
-    return f'{found}, {found.num_classes} classes, {utils.n_parameters(params):,} parameters'
+    return f'{found}, {found.num_classes} classes, {layers.n_parameters(params):,} parameters'
 
 
 def fields(params: Params) -> dict[str, Any] | None:
@@ -184,7 +185,7 @@ class Module(nn.Module):
                 if step not in part._modules:
                     part.add_module(step, _Part())
                 part = getattr(part, step)
-            if utils.is_statistic(name):
+            if layers.is_statistic(name):
                 part.register_buffer(leaf, t)
             else:
                 part.register_parameter(leaf, nn.Parameter(t))

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from utils import InputError, is_out_of_memory
+from layers import is_out_of_memory
+from utils import InputError
 
 MAX_OPCODES = 1_000_000  # of a pickle: a tensor has about 30, and each may take 100 bytes of memory
 HARMLESS = re.compile(  # what a pickle of tensors and plain values refers to

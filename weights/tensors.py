@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import InputError, Params
+from layers import Params
+from utils import InputError
 from weights import pickled
 from weights.pickled import Unreadable
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import cifar
+import layers
 import resnet
 import training
-import utils
 from inputs import cifar as data
 from stress.fuzz import mutate, pickles, tensors
 from stress.fuzz.pickles import Raw, called, named, tensor
@@ -67,7 +67,7 @@ def run_checkpoint(case: bytes, folder: Path) -> None:
 def go_on(opt: argparse.Namespace, hints: dict[str, torch.Tensor]) -> None:
     """As the scripts do, up to the first step, which is made of gradients of zeros."""
     params = {name: torch.zeros(shape) for name, shape in shapes().items()} | hints
-    trained = utils.trainable(params)
+    trained = layers.trainable(params)
     loader = data.Loader(data.Images(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1)), 1)
     run = training.Run(opt, checkpoint.Folder(opt), params, None, loader, loader, {'num_classes': CLASSES})
     for t in trained.values():
@@ -86,7 +86,7 @@ def zeros(shape: tuple[int, ...]) -> Raw:
 @functools.cache
 def state() -> dict[str, Any]:
     """A checkpoint after the first epoch."""
-    trained = [name for name in shapes() if not utils.is_statistic(name)]
+    trained = [name for name in shapes() if not layers.is_statistic(name)]
     return {'params': {name: zeros(shape) for name, shape in shapes().items()}, 'adaptors': {}, 'epoch': 1,
             'optimizer': {'state': {i: {'momentum_buffer': zeros(shapes()[name])} for i,
             name in enumerate(trained)},

@@ -20,10 +20,11 @@ import cifar
 import method
 import resnet
 from inputs import cifar as data
+from layers import Network, Params, Sample
 from tools.benchmark import sides, steps
 from tools.benchmark.cifar import CASES, STUDENT, PlainDataset
 from training import checkpoint, devices, exits, options
-from utils import InputError, Network, Params, Sample
+from utils import InputError
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 TESTED = 200  # images in a batch

@@ -20,12 +20,13 @@ from torchvision import transforms
 import cifar
 import resnet
 from inputs import cifar as data
+from layers import Sample
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Blocks, Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
 from training import devices, exits, options
-from utils import InputError, Sample
+from utils import InputError
 
 TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
 CASES = {'at': ['--beta', '1e+3'], 'kd': ['--alpha', '0.9'], 'student': []}  # options of cifar.py

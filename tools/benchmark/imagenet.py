@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 import imagenet
+import layers
 import resnet
-import utils
 from inputs import images
+from layers import Network, Params, Sample
 from tools.benchmark import measure, roofline, sides, steps
 from tools.benchmark.measure import Consumer
 from tools.benchmark.sides import Prepared
 from tools.benchmark.steps import Networks
 from training import devices, exits, options
-from utils import Network, Params, Sample
 
 TEACHER, STUDENT = 34, 18  # depths
 NUM_CLASSES = 1000
@@ -136,7 +136,7 @@ def forward(f: Network, params: Params, device: torch.device, dtype: str) -> Con
 
     @torch.no_grad()
     def computed(sample: Sample) -> Sample:
-        with utils.autocast(device, dtype):
+        with layers.autocast(device, dtype):
             f(sample.x, params, False)
         return sample
 

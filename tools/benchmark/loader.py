@@ -21,10 +21,11 @@ from torchvision.datasets import ImageFolder
 
 from inputs import folders, images, nvjpeg
 from inputs.folders import Split
+from layers import Sample
 from tools.benchmark import measure, steps
 from tools.benchmark.measure import SIDES, Contender
 from training import exits, options
-from utils import InputError, Sample
+from utils import InputError
 
 CPU = torch.device('cpu')
 NORMALIZED = transforms.ToTensor(), transforms.Normalize(*np.array([images.MEAN, images.STD]) / 255)

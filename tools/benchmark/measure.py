@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity
 
+from layers import Sample
 from training import options
-from utils import Sample
 
 SIDES = ('ours', 'baseline')
 WARM_UP, PROFILED = 2, 3  # steps

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import utils
+import layers
+from layers import Sample
 from method import training_step
 from tools.benchmark import measure
 from tools.benchmark.steps import Networks
-from utils import Sample
 
 aten = torch.ops.aten
 MATRICES = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1}  # number of the first factor
@@ -92,7 +92,7 @@ def operations(real: argparse.Namespace, networks: Networks, batch: int, size: i
     student, teacher = ({name: fake.from_tensor(t.detach()) for name, t in params.items()}
                         for params in (student, teacher))
     with fake, Counter() as counter:
-        utils.trainable(student)
+        layers.trainable(student)
         x = torch.empty(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64)
         loss, _ = training_step(real, f_s, student, f_t, teacher)(Sample(x, labels, 1))
@@ -116,7 +116,7 @@ def machine(device: torch.device, dtype: str) -> Machine:
     b = torch.zeros_like(a)
     copy = _seconds(lambda: b.copy_(a), device)
     n = MATRIX[device.type]
-    m = torch.ones(n, n, dtype=utils.DTYPES[dtype], device=device)
+    m = torch.ones(n, n, dtype=layers.DTYPES[dtype], device=device)
     return Machine(2 * a.numel() / copy, 2 * n**3 / _seconds(lambda: m @ m, device))
 
 

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchnet.engine import Engine
 from torchnet.meter import AverageValueMeter
 
+import layers
 import resnet
 import training
-import utils
+from layers import Network, Params, Sample
 from method import training_step
 from tools.benchmark.measure import Consumer
-from utils import Network, Params, Sample
 from weights import networks
 
 Networks = tuple[Network | None, Params, Network | None, Params]  # f_s, student, f_t, teacher
@@ -42,7 +42,7 @@ def folded(made: Networks) -> Networks:
 def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
                  teacher: Params, topk: tuple[int, ...] = (1,)) -> Consumer:
     """The step of a run with the options `real`; meters are read at the end of a block."""
-    utils.trainable(student)
+    layers.trainable(student)
     h = training_step(real, f_s, student, f_t, teacher)
     optimizer = training.sgd(real, student)
 
