@@ -76,6 +76,11 @@ def beta(opt: argparse.Namespace, epoch: int) -> float:
     return opt.beta * beta_factor(opt, epoch)
 
 
+def dkd_rise(opt: argparse.Namespace, epoch: int) -> float:
+    """Factor on the weight of DKD in an epoch, from 1: it rises linearly to 1 in epoch --dkd_warmup."""
+    return min(epoch / opt.dkd_warmup, 1.0) if opt.dkd_warmup else 1.0
+
+
 def constant(opt: argparse.Namespace, epoch: int) -> float:
     """Factor on the weights that do not change."""
     return 1.0
@@ -90,29 +95,45 @@ def compared(s: Step, opt: argparse.Namespace) -> list[tuple[int, Tensor, Tensor
     return [(i, s.g_s[i], s.g_t[i]) for i in groups]
 
 
-def attention(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.at_loss(x, y, opt.map_p, opt.map) for _, x, y in compared(s, opt)]
+def of_groups(loss: Callable[[Tensor, Tensor], Tensor]) -> 'Losses':
+    """The losses of a row that compares activations (B, C, H, W) group by group."""
+    return lambda s, opt: [loss(x, y) for _, x, y in compared(s, opt)]
 
 
-def full_activation(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.full_activation_loss(x, y, s.student.get(ADAPTOR + str(i)))
+def of_embeddings(loss: Callable[[Tensor, Tensor], Tensor]) -> 'Losses':
+    """The loss of a row that compares embeddings (B, C): the last group, averaged over positions."""
+    return lambda s, opt: [loss(*(utils.full(g[-1]).mean((2, 3)) for g in (s.g_s, s.g_t)))]
+
+
+def vid(s: Step, opt: argparse.Namespace) -> list[Tensor]:
+    def trained(i: int, name: str) -> Tensor:
+        return s.student[f'{ADAPTOR}_vid{i}.{name}']
+
+    return [utils.vid_loss(x, y, [trained(i, f'conv{k}') for k in range(3)], trained(i, 'alpha'))
             for i, x, y in compared(s, opt)]
 
 
-def gradient(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.gradient_loss(s.j_s, s.j_t)]
-
-
-def symmetry(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)]
-
-
-def min_l2(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.min_l2_loss(s.j_s)]
-
-
 def softened(s: Step, opt: argparse.Namespace) -> list[Tensor]:
-    return [utils.softened_divergence(s.y_s, s.y_t, opt.temperature)]
+    change = utils.standardize_logits if opt.kd_logits == 'standardized' else utils.full
+    return [utils.softened_divergence(change(s.y_s), change(s.y_t), opt.temperature)]
+
+
+def hint_adaptor(c_s: int, c_t: int) -> Params:
+    return {ADAPTOR + '{}': layers.conv_params(c_s, c_t, 1)} if c_s != c_t else {}
+
+
+def fitnet_adaptor(c_s: int, c_t: int) -> Params:
+    return {ADAPTOR + '_fitnet{}': layers.conv_params(c_s, c_t, 1)}
+
+
+def vid_adaptor(c_s: int, c_t: int) -> Params:
+    """Three convolutions, as in the authors' code, and a variance that begins at 5."""
+    convs = {f'conv{k}': layers.conv_params(n, c_t, 1) for k, n in enumerate((c_s, c_t, c_t))}
+    alpha = torch.full((c_t,), 5.0).expm1().log()
+    return {f'{ADAPTOR}_vid{{}}.{name}': t for name, t in (convs | {'alpha': alpha}).items()}
+
+
+Losses = Callable[[Step, argparse.Namespace], list[Tensor]]
 
 
 class Loss(NamedTuple):
@@ -120,34 +141,71 @@ class Loss(NamedTuple):
     name: str  # NAME_losses in the log
     option: str  # the weight; 0 switches the loss off
     title: str  # in reports
-    losses: Callable[[Step, argparse.Namespace], list[Tensor]]
+    losses: Losses
     help: str
     settings: tuple[str, ...] = ()  # options that have an effect only with such losses
     teacher: bool = False  # needs a teacher
     groups: bool = False  # compares group by group: both networks have the same number of groups
     gradients: bool = False  # needs gradients of gradients
+    batch: bool = False  # compares the images of a batch: not for several ranks, nor for one image
+    # Fresh tensors that are trained with the student, for the channels of a group of student and teacher; the
+    # number of the group replaces {} in their names.
+    adaptor: Callable[[int, int], Params] | None = None
     factor: Callable[[argparse.Namespace, int], float] = constant
     most: float = math.inf  # largest weight
 
 
 LOSSES = (
-    Loss('at', 'beta', 'AT', attention, 'weight of attention transfer (paper: 1e+3)',
-         ('beta_decay', 'map', 'map_p', 'at_groups', 'at_from_epoch'),
+    Loss('at', 'beta', 'AT',
+         lambda s, opt: [utils.at_loss(x, y, opt.map_p, opt.map, opt.at_norm)
+                         for _, x, y in compared(s, opt)],
+         'weight of attention transfer (paper: 1e+3)',
+         ('beta_decay', 'map', 'map_p', 'at_norm', 'at_groups', 'at_from_epoch'),
          teacher=True, groups=True, factor=beta_factor),
-    Loss('hint', 'hint_beta', 'F-ActT', full_activation,
-         'weight of full-activation transfer (F-ActT)',
-         ('beta_decay', 'at_groups'), teacher=True, groups=True, factor=beta_decay),
-    Loss('grad', 'grad_beta', 'gradient AT', gradient,
+    Loss('hint', 'hint_beta', 'F-ActT',
+         lambda s, opt: [utils.full_activation_loss(x, y, s.student.get(f'{ADAPTOR}{i}'))
+                         for i, x, y in compared(s, opt)],
+         'weight of full-activation transfer (F-ActT)', ('beta_decay', 'at_groups'),
+         teacher=True, groups=True, adaptor=hint_adaptor, factor=beta_decay),
+    Loss('grad', 'grad_beta', 'gradient AT', lambda s, opt: [utils.gradient_loss(s.j_s, s.j_t)],
          'weight of gradient-based attention transfer (Eq. 4)', teacher=True, gradients=True),
-    Loss('sym', 'sym_beta', 'symmetry', symmetry,
+    Loss('sym', 'sym_beta', 'symmetry',
+         lambda s, opt: [utils.symmetry_loss(s.j_s, s.j_m), utils.output_symmetry_loss(s.y_s, s.y_m)],
          'weight of the symmetry norm (Eq. 6), which needs no teacher', gradients=True),
-    Loss('l2', 'l2_beta', 'min-l2', min_l2,
+    Loss('l2', 'l2_beta', 'min-l2', lambda s, opt: [utils.min_l2_loss(s.j_s)],
          'weight of the norm of the gradient (min-l2), which needs no teacher', gradients=True),
     Loss('kd', 'alpha', 'KD', softened,
-         'weight of distillation (paper: 0.9); the cross-entropy has the weight 1 - alpha', ('temperature',),
-         teacher=True, most=1.0),
+         'weight of distillation (paper: 0.9); the cross-entropy has the weight 1 - alpha',
+         ('temperature', 'kd_logits'), teacher=True, most=1.0),
+    Loss('fitnet', 'fitnet_weight', 'FitNets',
+         lambda s, opt: [utils.fitnet_loss(x, y, s.student[f'{ADAPTOR}_fitnet{i}'])
+                         for i, x, y in compared(s, opt)],
+         'weight of the hints of FitNets (usual: 100)', ('at_groups',),
+         teacher=True, groups=True, adaptor=fitnet_adaptor),
+    Loss('vid', 'vid_weight', 'VID', vid, 'weight of variational information distillation (usual: 1)',
+         ('at_groups',), teacher=True, groups=True, adaptor=vid_adaptor),
+    Loss('nst', 'nst_weight', 'NST', of_groups(utils.nst_loss),
+         'weight of neuron selectivity transfer (usual: 50)', ('at_groups',), teacher=True, groups=True),
+    Loss('sp', 'sp_weight', 'SP', of_groups(utils.sp_loss), 'weight of similarity preserving (usual: 3e+3)',
+         ('at_groups',), teacher=True, groups=True, batch=True),
+    Loss('rkd_distance', 'rkd_distance_weight', 'RKD-D', of_embeddings(utils.rkd_distance_loss),
+         'weight of relational KD by distances (usual: 25)', teacher=True, batch=True),
+    Loss('rkd_angle', 'rkd_angle_weight', 'RKD-A', of_embeddings(utils.rkd_angle_loss),
+         'weight of relational KD by angles (usual: 50)', teacher=True, batch=True),
+    Loss('pkt', 'pkt_weight', 'PKT', of_embeddings(utils.pkt_loss),
+         'weight of probabilistic knowledge transfer (usual: 3e+4)', teacher=True, batch=True),
+    Loss('cc', 'cc_weight', 'CC', of_embeddings(utils.cc_loss),
+         'weight of correlation congruence (no usual one)', teacher=True, batch=True),
+    Loss('dkd', 'dkd_weight', 'DKD',
+         lambda s, opt: [utils.dkd_loss(s.y_s, s.y_t, s.labels, opt.temperature, opt.dkd_alpha,
+                                        opt.dkd_beta)],
+         'weight of decoupled KD (usual: 1)', ('temperature', 'dkd_alpha', 'dkd_beta', 'dkd_warmup'),
+         teacher=True, factor=dkd_rise),
+    Loss('dist', 'dist_weight', 'DIST',
+         lambda s, opt: [utils.dist_loss(s.y_s, s.y_t, opt.temperature, opt.dist_beta, opt.dist_gamma)],
+         'weight of DIST (usual: 1)', ('temperature', 'dist_beta', 'dist_gamma'), teacher=True, batch=True),
 )
-ADAPTOR = 'adaptor'  # 1x1 convolutions of full-activation transfer: their name before the group's number
+ADAPTOR = 'adaptor'  # how the names of all adaptors begin
 
 
 def active(opt: argparse.Namespace) -> list[Loss]:
@@ -157,11 +215,12 @@ def active(opt: argparse.Namespace) -> list[Loss]:
 
 def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
              teacher: Params) -> Params:
-    """Fresh 1x1 convolutions of full-activation transfer, for the groups whose numbers of channels differ.
+    """Fresh adaptors of the losses that are on, for the groups that are compared.
 
     They are trained with the student and kept in its checkpoint; the student does not need them afterwards.
     """
-    if not opt.hint_beta:
+    rows = [row for row in active(opt) if row.adaptor]
+    if not rows:
         return {}
 
     @torch.no_grad()
@@ -169,9 +228,9 @@ def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Networ
         _, groups = f(torch.zeros(1, 3, 64, 64, device=params['fc.bias'].device), params, False)
         return [g.shape[1] for g in groups]
 
-    pairs = enumerate(zip(channels(f_s, student), channels(f_t, teacher), strict=True))
-    return {f'{ADAPTOR}{i}': layers.conv_params(c_s, c_t, 1) for i, (c_s, c_t) in pairs
-            if c_s != c_t and (opt.at_groups is None or i in opt.at_groups)}
+    pairs = list(enumerate(zip(channels(f_s, student), channels(f_t, teacher), strict=True)))
+    return {name.format(i): t for row in rows for i, (c_s, c_t) in pairs
+            if opt.at_groups is None or i in opt.at_groups for name, t in row.adaptor(c_s, c_t).items()}
 
 
 # --- the steps ---------------------------------------------------------------------------------------------
@@ -181,7 +240,7 @@ def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: N
                   teacher: Params | None = None, fixed_bn: bool = False) -> layers.Function:
     """h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
 
-    `student` holds the adaptors of full-activation transfer too. The teacher runs only in epochs in which
+    `student` holds the adaptors too. The teacher runs only in epochs in which
     something is learned from it. fixed_bn: BN of the student keeps its running statistics, for fine-tuning.
     The loss to minimise has the rank's share of the batch as a factor.
     """

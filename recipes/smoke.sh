@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every row of every table for two epochs of a few steps, on the built-in shapes: `make smoke`. Errors mean
+# Every row of every table and every other loss, for two epochs of a few steps, on the built-in shapes: `make smoke`. Errors mean
 # nothing here. Without LOGS=folder it begins anew each time.
 [ -n "${LOGS:-}" ] || rm -rf "$(dirname "$0")/../logs/smoke"
 . "$(dirname "$0")/common.sh"
@@ -32,10 +32,26 @@ commands() {
     PRINT=1 LOGS=$LOGS/table$1 bash "recipes/table$1.sh"
 }
 
+# The losses of other papers, several in a run, with a teacher of Table 1.
+rivals() {
+    stage
+    rival groups --fitnet_weight 1 --vid_weight 1 --nst_weight 1 --sp_weight 1
+    rival embeddings --rkd_distance_weight 1 --rkd_angle_weight 1 --pkt_weight 1 --cc_weight 1
+    rival logits --dkd_weight 1 --dist_weight 1 --alpha 0.9 --kd_logits standardized --beta 1 --at_norm paper
+}
+
+rival() {
+    local name=$1
+    shift
+    run cifar.py "$name" --dataset shapes --max_images 16 --batch_size 8 --depth 10 $(schedule 200 60 120 160) \
+        --teacher_id "$LOGS/table1/1/wrn_16_2" "$@"
+}
+
 rows() {
     for table in 1 2 3; do
         ARGS="--max_images 16 --batch_size 8 $options" DATASET=shapes commands "$table"
     done
+    rivals
     export DATASET=folder ARGS=$small
     run imagenet.py teacher --dataset folder --dataroot "$images" --depth 34 $(schedule 100)
     TEACHER=$LOGS/1/teacher IMAGENET=$images commands 5

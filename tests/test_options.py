@@ -125,7 +125,8 @@ def test_published_defaults():
            'no_bn': False, 'no_pool_relu': False, 'augment': 'crop_flip', 'max_images': 0, 'compile': False,
            'max_hours': None, 'tensorboard': False, 'deterministic': False,
            'lr_schedule': 'step', 'warmup': 0,
-           'val_images': 0, 'fast': False}
+           'val_images': 0, 'fast': False, 'at_norm': 'code', 'kd_logits': 'raw',
+           'dkd_alpha': 1, 'dkd_beta': 8, 'dkd_warmup': 0, 'dist_beta': 1, 'dist_gamma': 1}
     new |= {loss.option: 0 for loss in method.LOSSES if loss.option not in PUBLISHED}
     assert opt == PUBLISHED | new
 
@@ -346,8 +347,10 @@ def test_a_nin_has_its_own_depth_and_width():
 
 # --- the table of losses ---------------------------------------------------------------------------------
 
+# Of each setting that needs a loss, a value that is not its default.
 OTHER = {'beta_decay': 'linear', 'map': 'max', 'map_p': '3', 'at_groups': '[0]', 'at_from_epoch': '2',
-         'temperature': '3'}  # of each setting that needs a loss, a value that is not its default
+         'temperature': '3', 'at_norm': 'paper', 'kd_logits': 'standardized', 'dkd_alpha': '2',
+         'dkd_beta': '2', 'dkd_warmup': '2', 'dist_beta': '2', 'dist_gamma': '2'}
 LOSSES = pytest.mark.parametrize('loss', method.LOSSES, ids=lambda loss: loss.name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import method
 from helpers import ROOT, call, log_of
 from tools import jobs, report
 from utils import InputError
@@ -439,11 +440,11 @@ def test_demo_says_what_it_showed(tmp_path):
 
 
 def test_smoke(tmp_path, monkeypatch):
-    """Every row of every table runs, with files of its own, and is in the report of its table."""
+    """Every row of every table runs and is in the report of its table; every loss runs."""
     logs = tmp_path / 'smoke logs'
     done = recipe('smoke', LOGS=str(logs), ARGS='--device cpu', JOBS='2')
     assert (done.returncode, done.stderr) == (0, '')
-    n_runs = 1 + 22 + 9 + 7 + 4 + 4  # the first serves Tables 4 and 5 as weights from elsewhere
+    n_runs = 1 + 22 + 9 + 7 + 4 + 4 + 3  # the first serves Tables 4 and 5 as weights from elsewhere
     first, *told = done.stdout.splitlines()
     assert first == f'0 of {n_runs} runs are done'
     assert sum(': done in ' in line for line in told) == n_runs
@@ -452,6 +453,8 @@ def test_smoke(tmp_path, monkeypatch):
             log = log_of(Path(opt.save))
             assert [epoch['epoch'] for epoch in log] == [1, 2] and log[0]['dataset'] == 'shapes'
             assert {name: log[0][name] for name in WEIGHTS} == {name: getattr(opt, name) for name in WEIGHTS}
+    last = [log_of(log.parent)[-1] for log in logs.rglob('log.txt')]
+    assert all(any(record[loss.option] for record in last) for loss in method.LOSSES)
     at = log_of(logs / 'table5/1/r18_at')
     assert [epoch['beta_epoch'] for epoch in at] == [0, 1e3]
     assert log_of(logs / 'table4/1/folder_r18_kd')[1]['teacher_params'] == str(logs / 'table4/1/folder_r34')

@@ -107,6 +107,11 @@ def is_rank() -> bool:
     return os.environ.keys() >= set(RANKS)
 
 
+def several_ranks(opt: argparse.Namespace) -> bool:
+    """Whether the options or the environment ask for more than one rank."""
+    return opt.ngpu > 1 or is_rank() and os.environ['WORLD_SIZE'] != '1'
+
+
 def is_lost(e: Exception) -> bool:
     """Whether an error of gloo, NCCL or their store says that another rank is gone or hangs."""
     return is_rank() and (isinstance(e, dist.DistError) or '/gloo/' in str(e)) and re.search(

@@ -93,7 +93,16 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
         group.add_argument(f'--{loss.option}', type=weight if loss.most > 1 else fraction, default=0.0,
                            metavar='W', help=loss.help)
     group.add_argument('--temperature', type=positive, default=4.0, metavar='T',
-                       help='temperature of distillation, which softens the outputs of both networks')
+                       help='temperature, which softens the outputs of both networks (KD, DKD, DIST)')
+    group.add_argument('--kd_logits', choices=['raw', 'standardized'], default='raw',
+                       help='KD: logits as they are, or minus their mean and divided by their deviation')
+    for name, default, what in (('dkd_alpha', 1.0, 'DKD: weight of the label against the other classes'),
+                                ('dkd_beta', 8.0, 'DKD: weight of the other classes among themselves'),
+                                ('dist_beta', 1.0, 'DIST: weight of the relation between classes'),
+                                ('dist_gamma', 1.0, 'DIST: weight of the relation between images')):
+        group.add_argument(f'--{name}', type=weight, default=default, metavar='W', help=what)
+    group.add_argument('--dkd_warmup', type=count, default=0, metavar='EPOCHS',
+                       help='DKD: its weight rises linearly in this many first epochs')
     group.add_argument('--beta_decay', choices=['none', 'linear', 'cosine', 'step'], default='none',
                        help='how beta and hint_beta decrease during training; step: they are multiplied by '
                             '--lr_decay_ratio at each of --epoch_step')
@@ -101,6 +110,9 @@ def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
                        help='attention map: sum (F_sum) or maximum (F_max) over channels')
     group.add_argument('--map_p', type=power, default=2.0, metavar='P',
                        help='attention map: activations are raised to this power')
+    group.add_argument('--at_norm', choices=['code', 'paper'], default='code',
+                       help='difference of two attention maps: mean of squares, as in the published code, '
+                            'or half its norm, as in the paper (which needs a smaller beta)')
     group.add_argument('--at_groups', type=int_list, default=at_groups, metavar='LIST',
                        help='groups of layers to compare, counted from 0, such as [0,1,2]'
                             + ('' if at_groups else ' (default: all)'))
@@ -226,6 +238,12 @@ def check_losses(parser: Parser, opt: argparse.Namespace, losses: list[method.Lo
     if given and not learns:
         parser.error(f'--{teacher} is given but nothing is learned from it: add --beta 1e+3 for attention '
                      'transfer, --alpha 0.9 for distillation, or another loss that needs a teacher')
+    batch = [loss.option for loss in losses if loss.batch]
+    if batch and devices.several_ranks(opt):
+        parser.error(f'--{batch[0]} compares the images of a batch, of which each rank has only a part: '
+                     'use one device')
+    if batch and opt.batch_size < 2:
+        parser.error(f'--{batch[0]} compares the images of a batch: give a --batch_size above 1')
     for name in dict.fromkeys(name for loss in method.LOSSES for name in loss.settings):
         needs = [loss for loss in method.LOSSES if name in loss.settings]
         if parser.is_given(opt, name) and not set(needs) & set(losses):

@@ -24,7 +24,7 @@ from utils import InputError
 class Run:
     """The epochs that are left of a run. After each, rank 0 writes a checkpoint and a line of the log.
 
-    `student` includes the adaptors of full-activation transfer. If `folder` has a checkpoint to resume from,
+    `student` includes the adaptors. If `folder` has a checkpoint to resume from,
     they take its values. `facts` are logged with the options. `topk`: the k of the top-k accuracies.
     """
 
@@ -132,7 +132,8 @@ class Run:
             folders.same_classes(source, known, self.classes)
         fill(self.student, state['params'], f'the network in {source} is not that of the options')
         if self.adaptors:
-            fill(self.adaptors, state.get('adaptors'), f'{source} lacks the adaptors of --hint_beta')
+            rows = ' and '.join(f'--{row.option}' for row in method.active(self.opt) if row.adaptor)
+            fill(self.adaptors, state.get('adaptors'), f'{source} lacks the adaptors that {rows} train')
         try:
             momentum = {i: state['optimizer']['state'][i]['momentum_buffer'] for i in self.momentum()}
         except (LookupError, TypeError):
