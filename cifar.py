@@ -25,12 +25,13 @@ from weights import networks, tensors
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a network on CIFAR, alone or as the student of a teacher.')
     group = parser.add_argument_group('model')
-    group.add_argument('--model', choices=['wrn', 'nin'], default='wrn',
-                       help='the student: wide ResNet or Network-in-Network')
+    group.add_argument('--model', choices=['wrn', 'resnet', 'nin'], default='wrn',
+                       help='the student: wide ResNet, ResNet or Network-in-Network')
     group.add_argument('--depth', type=options.positive_int, default=16,
-                       help='wide ResNet: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...)')
+                       help='number of layers; wide ResNet: 6n + 4 (10, 16, 22, 28, 34, 40, ...); '
+                            'ResNet: 6n + 2 (8, 20, 32, 56, 110, ...)')
     group.add_argument('--width', type=options.width, default=1.0,
-                       help='wide ResNet: multiplies 16, 32 and 64 channels (default: 1); '
+                       help='wide ResNet and ResNet: multiplies 16, 32 and 64 channels (default: 1); '
                             'NIN: number of channels, 192 for the wide one (default: 96)')
     group.add_argument('--no_bn', action='store_true', help='NIN: use biases instead of BN')
     group.add_argument('--no_pool_relu', action='store_true', help='NIN: no ReLU before pooling')
@@ -42,6 +43,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        help='data set; shapes is built in and needs no download')
     group.add_argument('--dataroot', '--data_root', type=options.path, default='.', metavar='FOLDER',
                        help='folder that has CIFAR, or to which it is downloaded')
+    group.add_argument('--normalization', choices=list(data.NORMALIZATIONS), default='cifar10',
+                       help='mean and deviation of pixels: cifar10, as in the published code for both data '
+                            'sets, or cifar100, as in RepDistiller and mdistiller')
     group.add_argument('--augment', choices=['crop_flip', 'flip', 'none'], default='crop_flip',
                        help='augmentation of training images: random crop and mirror, mirror only, or none')
     group.add_argument('--randomcrop_pad', type=options.count, default=4, metavar='PIXELS',
@@ -55,8 +59,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                          weight_decay=5e-4)
     options.add_device(parser, nthread=4, images='has no effect: the images are in memory')
     opt = options.parse(parser, arguments)
-    if opt.model == 'nin':
-        parser.set_defaults(depth=nin.DEPTH, width=nin.THIN)
+    if opt.model != 'wrn':
+        depth, width = (nin.DEPTH, nin.THIN) if opt.model == 'nin' else (20, 1.0)
+        parser.set_defaults(depth=depth, width=width)
         opt = options.parse(parser, arguments)
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
@@ -64,10 +69,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if opt.augment != 'crop_flip' and parser.is_given(opt, 'randomcrop_pad'):
         parser.error(f'--randomcrop_pad has no effect with --augment {opt.augment}')
     if opt.model == 'nin' and opt.depth != nin.DEPTH:
-        parser.error(f'--depth is for wide ResNets: a NIN has {nin.DEPTH} convolutions')
+        parser.error(f'--depth is for ResNets: a NIN has {nin.DEPTH} convolutions')
     if opt.model == 'nin' and opt.width % 1:
         parser.error(f'--width {opt.width:g}: a NIN needs a whole number of channels, 96 or 192 in the paper')
-    if opt.model == 'wrn' and (opt.no_bn or opt.no_pool_relu):
+    if opt.model != 'nin' and (opt.no_bn or opt.no_pool_relu):
         parser.error(f'--{"no_bn" if opt.no_bn else "no_pool_relu"} is for --model nin')
     if opt.dataset == 'shapes' and parser.is_given(opt, 'dataroot'):
         parser.error('--dataroot has no effect with --dataset shapes, which is built in')
@@ -89,8 +94,8 @@ def main() -> None:
         # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
         num_classes = data.CLASSES[opt.dataset]
         train_set, test_set = load(opt, device)
-        train_loader = loader(train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
-        test_loader = loader(test_set, data.TEST_BATCH[device.type])
+        train_loader = loader(opt, train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
+        test_loader = loader(opt, test_set, data.TEST_BATCH[device.type])
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
 
         # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
@@ -129,7 +134,7 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     _, test_set = load(opt, device)
     opt = fast.chosen(opt, device, steps=0)
     h_test = evaluation_step(f, params, opt.dtype)
-    result = training.evaluate(h_test, loader(test_set, data.TEST_BATCH[device.type]))
+    result = training.evaluate(h_test, loader(opt, test_set, data.TEST_BATCH[device.type]))
     exits.print_first(f'{path}: test loss {result["loss"]:.4f} accuracy {result["acc"]:.2f} '
                         f'error {100 - result["acc"]:.2f}')
 
@@ -138,7 +143,8 @@ def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]
     """The student, with fresh weights."""
     if opt.model == 'nin':
         return nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
-    return resnet.wide_resnet(opt.depth, opt.width, num_classes)
+    build = resnet.wide_resnet if opt.model == 'wrn' else resnet.cifar_resnet
+    return build(opt.depth, opt.width, num_classes)
 
 
 def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, data.Images]:
@@ -147,11 +153,11 @@ def load(opt: argparse.Namespace, device: torch.device) -> tuple[data.Images, da
         return data.load(opt.dataset, opt.dataroot, device, opt.max_images, opt.val_images)
 
 
-def loader(split: data.Images, batch_size: int, seed: int | None = None, augment: str = 'none',
-           pad: int = 0) -> data.Loader:
+def loader(opt: argparse.Namespace, split: data.Images, batch_size: int, seed: int | None = None,
+           augment: str = 'none', pad: int = 0) -> data.Loader:
     """The batches of this rank."""
     return data.Loader(split, batch_size, seed, pad if augment == 'crop_flip' else 0, devices.rank(),
-                       devices.ranks(), flip=augment != 'none')
+                       devices.ranks(), augment != 'none', opt.normalization)
 
 
 def find_teacher(name: str) -> Path | str:

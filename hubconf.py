@@ -44,6 +44,11 @@ def wide_resnet(weights: str) -> _Module:
     return _load(weights, 'WRN-')
 
 
+def cifar_resnet(weights: str) -> _Module:
+    """A ResNet for CIFAR, of a run or a file (of RepDistiller or mdistiller too), folded or not."""
+    return _load(weights, 'CIFAR ResNet-')
+
+
 def nin(weights: str) -> _Module:
     """A Network-in-Network for CIFAR, of a run or a file, folded or not."""
     return _load(weights, 'NIN')

@@ -1,6 +1,7 @@
 """Functional residual networks: `logits, groups = f(x, params, mode, base='')`.
 
     f, params = resnet.wide_resnet(depth=16, width=1, num_classes=10)     # for CIFAR
+    f, params = resnet.cifar_resnet(depth=20, width=1, num_classes=100)   # for CIFAR, as in RepDistiller
     f, params = resnet.resnet(depth=18, width=1, num_classes=1000)        # for ImageNet
     f, params = resnet.load('resnet-34-export.hkl')
     logits, groups = f(torch.randn(2, 3, 224, 224), params, mode=False)
@@ -84,7 +85,21 @@ def _wide_resnet_function(n: int) -> Network:
     return f
 
 
-# --- ImageNet: post-activation ResNets -------------------------------------------------------------------
+# --- post-activation ResNets -------------------------------------------------------------------------------
+
+
+def cifar_resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]:
+    """ResNet for 32 x 32 images, depth 6n + 2: that of RepDistiller and mdistiller, under other names.
+
+    Its groups are taken after their last ReLU: (N, 16 w, 32, 32), (N, 32 w, 16, 16), (N, 64 w, 8, 8). The
+    first convolution has 16 w channels, but at most 32. Width 4 gives ResNet-8x4 and 32x4.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise InputError(f'a ResNet for CIFAR has depth 6n + 2 (8, 14, 20, 32, 56, 110, ...), not {depth}')
+    widths = [int(n * width) for n in (16, 32, 64)]
+    if widths[0] < 1:
+        raise InputError(f'width {width} leaves a ResNet without channels; give at least 0.0625')
+    return resnet_of([(depth - 2) // 6] * 3, [min(widths[0], 32), *widths], num_classes, stem=3)
 
 
 def resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]:
@@ -101,8 +116,9 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Network, Params]
     return resnet_of(BLOCKS[depth], [64, *widths], num_classes)
 
 
-def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int) -> tuple[Network, Params]:
-    """`channels` of the first convolution and of the groups."""
+def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int,
+              stem: int = 7) -> tuple[Network, Params]:
+    """`channels` of the first convolution, which is stem x stem, and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
         params: dict[str, Any] = {'conv0': layers.conv_params(n_in, n_out, 3), 'bn0': layers.bn_params(n_out),
                   'conv1': layers.conv_params(n_out, n_out, 3), 'bn1': layers.bn_params(n_out)}
@@ -110,7 +126,7 @@ def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int) 
             params |= {'convdim': layers.conv_params(n_in, n_out, 1), 'bndim': layers.bn_params(n_out)}
         return params
 
-    params = {'conv0': layers.conv_params(3, channels[0], 7), 'bn0': layers.bn_params(channels[0])}
+    params = {'conv0': layers.conv_params(3, channels[0], stem), 'bn0': layers.bn_params(channels[0])}
     for g, (n_in, n_out) in enumerate(pairwise(channels)):
         params[f'group{g}'] = {f'block{b}': block(n_out if b else n_in, n_out, strided=g > 0 and not b)
                                for b in range(blocks[g])}
@@ -131,17 +147,28 @@ def _resnet_function(blocks: Sequence[int]) -> Network:
         return F.relu(y + x, inplace=True)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
-        x = F.conv2d(x, params[base + 'conv0'], stride=2, padding=3)  # (N, 64, H / 2, W / 2)
+        x = _stem(x, params[base + 'conv0'])
         x = F.relu(layers.batch_norm(x, params, base + 'bn0', mode), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = _pool(x, params[base + 'conv0'])
         groups = []
         for g, n in enumerate(blocks):
             for b in range(n):
                 x = block(x, params, f'{base}group{g}.block{b}', mode, stride=2 if g and not b else 1)
-            groups.append(x)  # (N, 64 w 2^g, H / 2^(g+2), W / 2^(g+2))
+            groups.append(x)  # ImageNet: (N, 64 w 2^g, H / 2^(g+2), W / 2^(g+2))
         return layers.classify(x, params, base), tuple(groups)
 
     return f
+
+
+def _stem(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The first convolution: 7x7 with stride 2 for ImageNet, 3x3 with stride 1 for CIFAR."""
+    k = weight.shape[2]
+    return F.conv2d(x, weight, bias, stride=2 if k == 7 else 1, padding=k // 2)
+
+
+def _pool(x: Tensor, stem: Tensor) -> Tensor:
+    """Pooling before the groups, for ImageNet only."""
+    return F.max_pool2d(x, 3, stride=2, padding=1) if stem.shape[2] == 7 else x
 
 
 # --- without BN: the exported forms, and teachers ----------------------------------------------------------
@@ -197,8 +224,8 @@ def post_activation(blocks: Sequence[int]) -> Network:
         return F.relu(y + x, inplace=True)
 
     def f(x: Tensor, params: Params, mode: bool, base: str = '') -> tuple[Tensor, tuple[Tensor, ...]]:
-        x = F.relu(conv(x, params, base + 'conv0', stride=2, padding=3), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        stem = params[base + 'conv0.weight']
+        x = _pool(F.relu(_stem(x, stem, params[base + 'conv0.bias']), inplace=True), stem)
         groups = []
         for g, n in enumerate(blocks):
             for b in range(n):

@@ -24,6 +24,11 @@ from utils import InputError
 
 # Of CIFAR-10. As in the published code, CIFAR-100 uses them too, and so do the built-in shapes.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+NORMALIZATIONS = {  # mean and deviation of red, green and blue in 0 ... 255
+    'cifar10': (MEAN, STD),
+    # Those of RepDistiller and mdistiller.
+    'cifar100': tuple(tuple(255 * v for v in values)
+                      for values in ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)))}
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
 HELD_OUT_SEED = 1612_03928  # the same images in every run, whatever its --seed
 TEST_BATCH = {'cpu': 200, 'cuda': 2000}
@@ -167,22 +172,24 @@ class Loader(RankLoader):
     """
 
     def __init__(self, split: Images, batch_size: int, seed: int | None = None, pad: int = 0,
-                 rank: int = 0, ranks: int = 1, flip: bool = True):
+                 rank: int = 0, ranks: int = 1, flip: bool = True, normalization: str = 'cifar10'):
         super().__init__(len(split.labels), batch_size, rank, ranks)
+        mean, std = NORMALIZATIONS[normalization]
+        self.normalize = functools.partial(normalize, mean=mean, std=std)
         self.split, self.seed, self.pad, self.flip, self.device = split, seed, pad, flip, split.images.device
 
     def __iter__(self) -> Iterator[Sample]:
         images, labels = self.split
         if self.seed is None:
             for batch, (part, share) in enumerate(self.parts):
-                yield Sample(normalize(images[part]), labels[part], self.epoch, batch, share)
+                yield Sample(self.normalize(images[part]), labels[part], self.epoch, batch, share)
             return
         draws = [draw.to(self.device) for draw in self._draws(self.seed)]
         n = AT_ONCE[self.device.type]
         batch = 0
         for some in (self.parts[i:i + n] for i in range(0, len(self.parts), n)):
             index, offset, flip = (torch.cat([draw[part] for part, _ in some]) for draw in draws)
-            x = normalize(crop_flip(images, index, offset, flip, self.pad))
+            x = self.normalize(crop_flip(images, index, offset, flip, self.pad))
             sizes = [part.stop - part.start for part, _ in some]
             for x_b, y_b, (_, share) in zip(x.split(sizes), labels[index].split(sizes), some, strict=True):
                 yield Sample(x_b, y_b, self.epoch, batch, share)

@@ -28,7 +28,8 @@ def files(tmp_path):
         'at': resnet.pre_activation_params((2, 2, 2, 2), (64, 64, 128, 256, 512), 9),
         'r34': resnet.resnet(34, 0.25, 9)[1],
         'folded34': resnet.fold(resnet.resnet(34, 0.25, 9)[1]), 'r18': resnet.resnet(18, 0.25, 9)[1],
-        'wide': resnet.wide_resnet(10, 0.5, 9)[1], 'nin': nin.nin(12, 9, pool_relu=False)[1]}
+        'wide': resnet.wide_resnet(10, 0.5, 9)[1], 'small': resnet.cifar_resnet(8, 0.5, 9)[1],
+        'nin': nin.nin(12, 9, pool_relu=False)[1]}
     for name, params in networks.items():
         torch.save(params, tmp_path / f'{name}.pth')
     return tmp_path
@@ -36,7 +37,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize(('entry', 'name', 'size'), [
     ('resnet18_at', 'at', 64), ('resnet34_folded', 'r34', 64), ('resnet34_folded', 'folded34', 64),
-    ('wide_resnet', 'wide', 32), ('nin', 'nin', 32)])
+    ('wide_resnet', 'wide', 32), ('cifar_resnet', 'small', 32), ('nin', 'nin', 32)])
 def test_entry_points(files, entry, name, size):
     model = getattr(hubconf, entry)(weights=str(files / f'{name}.pth'))
     f, params = resnet.load(files / f'{name}.pth')

@@ -98,11 +98,11 @@ def test_training_step_equals_torchvision(depth):
     x, labels = torch.randn(3, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 3, 4])
     F.cross_entropy(f(x, params, True)[0], labels).backward()
     F.cross_entropy(model(x), labels).backward()
-    theirs = networks.from_torchvision(dict(model.named_parameters()))
+    theirs = networks.from_other_names(dict(model.named_parameters()))
     assert trained.keys() == theirs.keys()
     for name, t in trained.items():
         torch.testing.assert_close(t.grad, theirs[name].grad, rtol=1e-9, atol=1e-12)
-    for name, t in networks.from_torchvision(dict(model.named_buffers()) | {
+    for name, t in networks.from_other_names(dict(model.named_buffers()) | {
             'layer1.0.conv1.weight': x}).items():  # by which it knows torchvision's names
         if layers.is_statistic(name):
             torch.testing.assert_close(params[name], t, rtol=1e-9, atol=1e-12)

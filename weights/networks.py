@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     """A kind of network: how to recognise its tensors, its names, and how to build it."""
     kind: str  # in logs
     name: str  # with its depth and width
-    begins: str  # beginning of a tensor's name that no kind before it in KINDS has
+    begins: tuple[str, ...]  # beginnings of names that no kind before it in KINDS has together
     groups: int  # 3 for images of 32 x 32, 4 for 224 x 224
     layers: tuple[int, int]  # that count for the depth: in a block, and outside of blocks
     unit: int  # channels of the last group at width 1
@@ -64,6 +64,10 @@ def _post_activation(found: Found) -> tuple[Network, Params]:
     return resnet.resnet_of(found.blocks, found.channels, found.num_classes)
 
 
+def _cifar_resnet(found: Found) -> tuple[Network, Params]:
+    return resnet.resnet_of(found.blocks, found.channels, found.num_classes, stem=3)
+
+
 def _pre_activation(found: Found) -> tuple[Network, Params]:
     return resnet.pre_activation(found.blocks), resnet.pre_activation_params(
         found.blocks, found.channels, found.num_classes)
@@ -79,15 +83,19 @@ WIDE = 'conv0', *(f'group{g}.block0.conv1' for g in range(3))
 IMAGENET = *WIDE, 'group3.block0.conv1'
 FOLDED = tuple(f'{name}.weight' for name in IMAGENET)
 KINDS = (
-    Kind('WRN', 'WRN-{depth}-{width:g}', 'bn.', 3, (2, 4), 64, WIDE, _wide),
-    Kind('ResNet', 'ResNet-{depth} of width {width:g}', 'bn0.', 4, (2, 2), 512, IMAGENET, _post_activation),
-    Kind('ResNet', 'folded ResNet-{depth} of width {width:g}', 'conv0.', 4, (2, 2), 512, FOLDED,
-         _post_activation, folded=resnet.post_activation),
-    Kind('ResNet', 'pre-activation ResNet-{depth} of width {width:g}', 'affine0.', 4, (2, 2), 512, IMAGENET,
-         _pre_activation),
-    Kind('WRN', 'folded WRN-{depth}-{width:g}', 'affine_last.', 3, (2, 4), 64, WIDE, _wide,
+    Kind('WRN', 'WRN-{depth}-{width:g}', ('bn.',), 3, (2, 4), 64, WIDE, _wide),
+    Kind('ResNet', 'ResNet-{depth} of width {width:g}', ('bn0.', 'group3.'), 4, (2, 2), 512, IMAGENET,
+         _post_activation),
+    Kind('ResNet', 'folded ResNet-{depth} of width {width:g}', ('conv0.', 'group3.'), 4, (2, 2), 512,
+         FOLDED, _post_activation, folded=resnet.post_activation),
+    Kind('ResNet', 'CIFAR ResNet-{depth} of width {width:g}', ('bn0.',), 3, (2, 2), 64, WIDE, _cifar_resnet),
+    Kind('ResNet', 'folded CIFAR ResNet-{depth} of width {width:g}', ('conv0.',), 3, (2, 2), 64, FOLDED[:4],
+         _cifar_resnet, folded=resnet.post_activation),
+    Kind('ResNet', 'pre-activation ResNet-{depth} of width {width:g}', ('affine0.',), 4, (2, 2), 512,
+         IMAGENET, _pre_activation),
+    Kind('WRN', 'folded WRN-{depth}-{width:g}', ('affine_last.',), 3, (2, 4), 64, WIDE, _wide,
          folded=resnet.pre_activation),
-    Kind('NIN', 'NIN of width {width:g}', 'group0.conv0', 3, (3, 0), 1, ('group0.conv0',), _nin,
+    Kind('NIN', 'NIN of width {width:g}', ('group0.conv0',), 3, (3, 0), 1, ('group0.conv0',), _nin,
          lacks=(('BN', '.running_'), (POOL_RELU, '.conv2'))))  # folded, it is a NIN without BN
 
 
@@ -95,15 +103,16 @@ def load(path: Path | str) -> tuple[Network, Params]:
     """The network in `path` and its tensors, on the CPU.
 
     Wide ResNets, ResNets and NIN from any file or address that `tensors.read` accepts: checkpoints and
-    folders of runs, those of the published code (the student, not its teacher), the exports, and
-    torchvision's resnet18 and resnet34. InputError lists what is missing and what is unknown.
+    folders of runs, those of the published code (the student, not its teacher), the exports, torchvision's
+    resnet18 and resnet34, ResNets and wide ResNets of RepDistiller and mdistiller. InputError lists what is
+    missing and what is unknown.
     """
     return network(tensors.read(path), str(path))
 
 
 def network(params: Params, source: str = 'this dictionary') -> tuple[Network, Params]:
     """As `load`, for tensors in memory; `source` names them in messages."""
-    params = from_torchvision(params)
+    params = from_other_names(params)
     found = _find(params, source)
     f, expected = _build(found, params, source)
     missing = [name for name in expected if name not in params]
@@ -145,15 +154,19 @@ def n_groups(params: Params) -> int:
     return _find(params).kind.groups
 
 
-def from_torchvision(params: Params) -> Params:
-    """Rename tensors of torchvision's resnet18 and resnet34 to our names; leave others as they are."""
-    if 'layer1.0.conv1.weight' not in params:
+def from_other_names(params: Params) -> Params:
+    """Rename tensors of torchvision, RepDistiller and mdistiller to our names; leave others as they are."""
+    wide = 'block1.layer.0.conv1.weight' in params
+    if not wide and 'layer1.0.conv1.weight' not in params:
         return params
 
     def rename(name: str) -> str:
-        name = re.sub(r'^layer(\d)\.(\d+)\.', lambda m: f'group{int(m[1]) - 1}.block{m[2]}.', name)
+        if wide:
+            name = re.sub(r'^bn1\.', 'bn.', name)
+        name = re.sub(r'^(?:layer|block)(\d)\.(?:layer\.)?(\d+)\.',
+                      lambda m: f'group{int(m[1]) - 1}.block{m[2]}.', name)
         name = re.sub(r'\b(conv|bn)([12])\b', lambda m: f'{m[1]}{int(m[2]) - 1}', name)
-        name = name.replace('downsample.0', 'convdim').replace('downsample.1', 'bndim')
+        name = re.sub(r'downsample\.0|convShortcut', 'convdim', name).replace('downsample.1', 'bndim')
         return re.sub(r'(conv\w+)\.weight$', r'\1', name)
 
     return {rename(name): t for name, t in params.items() if not name.endswith('num_batches_tracked')}
@@ -212,7 +225,8 @@ class Module(nn.Module):
 
 
 def _find(params: Params, source: str = 'this dictionary') -> Found:
-    kind = next((kind for kind in KINDS if any(name.startswith(kind.begins) for name in params)), None)
+    kind = next((kind for kind in KINDS if all(
+        any(name.startswith(begin) for name in params) for begin in kind.begins)), None)
     if kind is None:
         raise InputError(f'{source} holds no network of this project: its tensors are {_some(list(params))}')
 

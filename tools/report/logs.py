@@ -168,8 +168,8 @@ def _name(kind: str, depth: Any, width: float, no_bn: Any, no_pool_relu: Any) ->
 
 
 def _network(record: dict[str, Any]) -> str:
-    of_imagenet, is_nin = 'teacher_params' in record, record.get('model') == 'nin'
-    kind = 'ResNet' if of_imagenet else 'NIN' if is_nin else 'WRN'
+    model = 'resnet' if 'teacher_params' in record else record.get('model')
+    kind = {'resnet': 'ResNet', 'nin': 'NIN'}.get(model, 'WRN')
     return _name(kind, record['depth'], record['width'], record.get('no_bn'), record.get('no_pool_relu'))
 
 
