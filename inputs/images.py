@@ -218,13 +218,17 @@ def machine_fault(what: str, number: int) -> InputError:
 
 
 def _iter(pool: DataLoader) -> Iterator[Any]:
-    """iter(pool). If it fails, delete the unfinished iterator at once, without its messages."""
+    """iter(pool). If it fails, end the workers that have started, without the messages of their iterator."""
+    others = set(multiprocessing.active_children())
     try:
         return iter(pool)
     except (OSError, RuntimeError) as e:
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         e.__traceback__ = None  # it refers to the iterator
         sys.unraisablehook = hook
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # SIGTERM may be lost in a process that has just been forked
+            worker.join()
         raise
 
 
