@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from report_logs import NAN, rows_of, table_of, write_published, write_run
+from report_logs import rows_of, table_of, write_published, write_run
 from tools.report import logs, tables
 from utils import InputError
 
@@ -29,14 +29,6 @@ def test_columns_are_named_and_of_equal_width(demo):
     bars = [i for i, character in enumerate(lines[0]) if character == '|']
     assert all([i for i, character in enumerate(line) if character == '|'] == bars for line in lines)
     assert set(lines[1]) == set('|- ')
-
-
-def test_the_best_epoch_is_there_if_asked_for(demo):
-    """The teacher's second epoch, of every seed, had 5 % error."""
-    shown = tables.markdown(tables.sections(logs.read([demo])), best_epoch=True)
-    assert [row[7] for row in rows_of(shown)['WRN-10-1 from WRN-16-1, shapes']] == [
-        '30.00', '22.00', '52.00', '5.00']
-    assert 'best epoch' in shown and 'best epoch' not in table_of(demo)
 
 
 def test_one_run_has_no_range_and_two_have_their_mean(tmp_path):
@@ -185,16 +177,9 @@ def test_agreement_with_the_teacher_has_a_table_of_its_own(tmp_path):
     assert [[cell.strip() for cell in line.strip('|').split('|')] for line in lines if '--' not in line] == [
         ['method', 'epochs', 'same class, %', 'cosine, group 0', 'cosine, group 1', 'cosine, group 2'],
         ['AT', '2', '82.50', '0.850', '0.750', '0.450'], ['KD', '1', '71.25', '', '', '']]
-    found, = (row for row in csv.DictReader(io.StringIO(tables.csv(tables.sections(logs.read([tmp_path])))))
-              if row['method'] == 'AT')
-    assert (found['agreement'], found['map_cosines']) == ('82.5', '0.8500 0.7500 0.4500')
-
-
-@pytest.mark.parametrize('values', [{'test_agreement': 'x'}, {'test_agreement': NAN}, {'test_map_cosines': 5},
-                                    {'test_map_cosines': [0.5, None]}, {'test_map_cosines': [[0.5]]}])
-def test_agreement_that_is_no_number_is_none(tmp_path, values):
-    write_run(tmp_path / 'at', [60], teacher_id='t', beta=1e3, **values)
-    assert 'same class' not in table_of(tmp_path).lower()
+    text = tables.csv_of(tables.sections(logs.read([tmp_path])))
+    found, = (row for row in csv.DictReader(io.StringIO(text)) if row['method'] == 'AT')
+    assert [found['agreement'], *(found[f'cosine_{i}'] for i in range(3))] == ['82.5', '0.85', '0.75', '0.45']
 
 
 def test_held_out_images_are_not_mixed_with_the_test_set(tmp_path):
@@ -227,11 +212,10 @@ def test_duration(seconds, text):
 
 
 def test_csv_has_the_same_rows_as_numbers(demo):
-    found = list(csv.DictReader(io.StringIO(tables.csv(tables.sections(logs.read([demo]))))))
+    found = list(csv.DictReader(io.StringIO(tables.csv_of(tables.sections(logs.read([demo]))))))
     assert [row['method'] for row in found] == ['alone', 'AT', 'KD', 'alone']
     assert found[1] == {
         'section': 'WRN-10-1 from WRN-16-1, shapes', 'network': 'WRN-10-1', 'teacher': 'WRN-16-1',
-        'method': 'AT', 'dataset': 'shapes', 'epochs': '2', 'seeds': '3', 'runs': '3', 'last_median': '22',
-        'last_mean': '23', 'last_min': '21', 'last_max': '26', 'best_median': '22', 'last_top5': '',
-        'against_alone': '-8', 'against_alone_error': '0.5774', 'paired_seeds': '3', 'agreement': '',
-        'map_cosines': '', 'paper': '', 'paper_top5': '', 'seconds': '120.0'}
+        'method': 'AT', 'epochs': '2', 'seeds': '3', 'runs': '3', 'median': '22', 'mean': '23',
+        'min': '21', 'max': '26', 'top5': '', 'against_alone': '-8', 'against_alone_error': '0.5774',
+        'paired_seeds': '3', 'paper': '', 'paper_top5': '', 'seconds': '120.0', 'agreement': ''}

@@ -1,10 +1,8 @@
 """Error against the number of epochs, from hand-written logs; every expected figure is worked out by hand."""
-import io
 import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from helpers import call, listing
 from report_logs import rows_of, write_run
@@ -80,9 +78,8 @@ def test_notes_tell_seeds_and_machines(demo):
     assert text.endswith(f'All runs above trained for {epochs} s on an unknown machine.')
 
 
-def test_unfinished_runs_are_left_out_and_counted(demo):
+def test_unfinished_runs_are_left_out(demo):
     write_run(demo / '4' / 'alone_5', [1, 1], seed=4, epochs=5)
-    assert '1 unfinished run left out.' in budget.markdown(panels(demo))
     assert panels(demo)[0].curves[0].errors(5) == [40, 44, 42]
 
 
@@ -124,8 +121,7 @@ def test_the_drawing(demo, monkeypatch):
             drawn.append(self)
 
     monkeypatch.setattr(curves, 'Figure', Kept)
-    image = Image.open(io.BytesIO(curves.budgets(panels(demo), 'png')))
-    assert image.format == 'PNG'
+    curves.budgets(panels(demo))
     axes, = drawn[0].axes
     assert {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines} == {
         'alone': [(5, 42), (10, 30), (20, 21), (40, 12)], 'AT': [(5, 33), (10, 21), (20, 15), (40, 8)],
@@ -152,7 +148,7 @@ def test_in_a_document(demo, tmp_path):
 @pytest.mark.parametrize('arguments', [
     ['--budget', 'budget', 'budget'], ['--budget', 'budget', '--table', '1'], ['--budget', 'nowhere'],
     ['--budget', 'budget', '--csv', 'a.csv'], ['--budget', 'budget/1/AT_5'], ['--budget', 'budget/1/teacher'],
-    ['--budget', 'budget', '--benchmarks', 'x'], ['--budget', 'budget', '--best_epoch']])
+    ['--budget', 'budget', '--benchmarks', 'x']])
 def test_mistakes(demo, tmp_path, arguments):
     before = listing(tmp_path)
     done = call(report, *arguments, cwd=tmp_path)

@@ -36,10 +36,10 @@ def test_a_resumed_run_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(('first', 'other'), [
-    ([1, 2], {}), ([1], {'lr': 0.05}), ([1], {'beta': 2.0}), ([1], {'epochs': 3}), ([1], {'seed': 2}),
-    ([1], {'teacher_id': 't'}), ([1], {'depth': 40}), ([1, 2], {'width': 1}), ([1], {'dataset': 'CIFAR100'})])
+    ([1, 2], {}), ([1, 2], {'lr': 0.05}), ([1, 2], {'seed': 2}), ([1, 2], {'teacher_id': 't'}),
+    ([1], {'depth': 40}), ([1, 2], {'width': 1}), ([1], {'dataset': 'CIFAR100'})])
 def test_several_runs_in_one_log(tmp_path, first, other):
-    """After the last epoch the same options are another run; before it, other ones."""
+    """After the last epoch another run begins; before it, a run of another network or data set."""
     for epoch in first:
         write_published(tmp_path / 'a', epoch, 50)
     for epoch in (1, 2):
@@ -99,10 +99,10 @@ def test_the_teacher_is_found_as_it_lay_or_named_by_its_own_name(tmp_path, monke
     write_run(tmp_path / 'moved' / 'teachers' / '1', [50], model='nin', width=192)
     write_run(tmp_path / 'moved' / 'at' / '1', [50], teacher_id='x/teachers/1', save='x/at/1', beta=1.0)
     for i, teacher in enumerate(['big', 'logs/big', str(tmp_path / 'logs' / 'big' / 'model.pt7'),
-                                 'some/weights.pt7', 'torchvision:resnet34', '/w/resnet-34-export.hkl']):
+                                 'some/weights.pt7']):
         write_run(tmp_path / 'elsewhere' / str(i), [50], teacher_id=teacher, save=f'run{i}', beta=1.0)
     assert [run.teacher for run in logs.read(['elsewhere'])] == [
-        'WRN-28-2.5', 'WRN-28-2.5', 'WRN-28-2.5', 'weights.pt7', 'ResNet-34', 'ResNet-34']
+        'WRN-28-2.5', 'WRN-28-2.5', 'WRN-28-2.5', 'weights.pt7']
     assert [run.teacher for run in logs.read(['moved'])] == ['NIN-wide', '']
 
 
@@ -126,28 +126,18 @@ def test_losses_are_those_of_their_groups(tmp_path):
     ({'kind': 'NIN', 'depth': 9, 'width': 192}, 'NIN-wide'), ({'kind': 'NIN', 'width': 32.0}, 'NIN-32'),
     ({'kind': 'NIN', 'width': 96, 'pool_relu': False}, 'NIN-thin, no ReLU before pooling'),
     ({'kind': 'NIN', 'width': 96, 'pool_relu': True}, 'NIN-thin'),
-    ({'kind': 'VGG', 'depth': 9, 'width': 1}, 'weights.hkl'), ({'kind': ['WRN']}, 'weights.hkl'),
-    (7, 'weights.hkl')])
+    ('WRN-40-2', 'weights.hkl'), (None, 'weights.hkl')])
 def test_a_teacher_from_a_file_by_what_the_student_s_log_says(tmp_path, teacher, name):
     write_run(tmp_path / 'at', [60], teacher_id='/gone/weights.hkl', teacher=teacher, beta=1e3)
     assert logs.read([tmp_path])[0].teacher == name
 
 
-def test_a_teacher_s_own_log_says_what_a_nin_lacks_unless_it_is_of_another_network(tmp_path):
+def test_what_the_student_s_log_says_of_its_teacher_counts(tmp_path):
     """Another run may have taken the teacher's folder since."""
-    write_run(tmp_path / 'nin', [50], model='nin', width=192, no_pool_relu=True)
-    write_run(tmp_path / 'nin_again', [50], model='nin', width=96, no_bn=True, no_pool_relu=True)
-    write_run(tmp_path / 'nin_other', [50], model='nin', width=96, no_bn=True)
     write_run(tmp_path / 'wrn', [50], depth=16, width=10.0)
-    for teacher, fields in [('nin', {'kind': 'NIN', 'depth': 9, 'width': 192}),
-                            ('nin_again', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
-                            ('nin_other', {'kind': 'NIN', 'depth': 9, 'width': 96, 'pool_relu': False}),
-                            ('wrn', {'kind': 'WRN', 'depth': 16, 'width': 1})]:
-        write_run(tmp_path / f'from_{teacher}', [60], teacher_id=teacher, save=f'logs/from_{teacher}',
-                  beta=1.0, teacher=fields)
-    assert [run.teacher for run in logs.read(sorted(tmp_path.glob('from_*')))] == [
-        'NIN-wide, no ReLU before pooling', 'NIN-thin, no BN, no ReLU before pooling',
-        'NIN-thin, no ReLU before pooling', 'WRN-16-1']
+    write_run(tmp_path / 'at', [60], teacher_id='wrn', save='logs/at', beta=1.0,
+              teacher={'kind': 'WRN', 'depth': 16, 'width': 1})
+    assert [run.teacher for run in logs.read([tmp_path / 'at'])] == ['WRN-16-1']
 
 
 # --- which runs are the same ------------------------------------------------------------------------------
@@ -192,7 +182,7 @@ def test_every_option_of_the_scripts_but_the_named_ones_makes_rows():
     for script, arguments in (cifar, ['--save', 'x']), (imagenet, ['--dataroot', 'x']):
         record = vars(script.parse(arguments))
         known = dict(settings.of(record))
-        assert known.keys() == record.keys() - settings.HARMLESS - settings.FIELDS
+        assert known.keys() - {'classes'} == record.keys() - settings.HARMLESS - settings.FIELDS
         assert not [name for name in record if settings.RESULTS.fullmatch(name)]
         for name in known:
             assert settings.of(record | {name: 'another'}) != settings.of(record)
@@ -213,16 +203,14 @@ def test_what_older_logs_lack_has_its_default(tmp_path):
     assert two(tmp_path, {}, new) == [('alone', '20.00')]
 
 
-@pytest.mark.parametrize(('old', 'new'), [('batchSize', 'batch_size'), ('weightDecay', 'weight_decay')])
-def test_names_in_the_published_code_before_may_2018(tmp_path, old, new):
-    """They count as their successors: an equal value shares a row, another one does not."""
-    assert two(tmp_path / 'same', {old: 64}, {new: 64}) == [('alone', '20.00')]
-    assert two(tmp_path / 'other', {old: 64}, {old: 32}) == [
-        (f'alone, {new} 32', '10.00'), (f'alone, {new} 64', '30.00')]
-
-
-def test_the_old_name_of_the_folder_of_images_makes_no_row(tmp_path):
-    assert two(tmp_path, {'data_root': 'a'}, {'data_root': 'b'}) == [('alone', '20.00')]
+def test_classes_of_a_folder_make_a_row_of_their_own(tmp_path):
+    """They are named where they differ only."""
+    of_folder = {'teacher_params': '', 'depth': 18, 'dataset': 'folder'}
+    write_run(tmp_path / 'a', [70], **of_folder, classes='3, sha256 a')
+    assert rows_of(table_of(tmp_path))['Without a teacher, folder'][0][1] == 'alone'
+    write_run(tmp_path / 'b', [80], **of_folder, classes='3, sha256 b')
+    assert [row[1] for row in rows_of(table_of(tmp_path))['Without a teacher, folder']] == [
+        'alone, classes 3,sha256a', 'alone, classes 3,sha256b']
 
 
 def test_a_real_run_has_no_unknown_options(tmp_path):

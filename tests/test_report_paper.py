@@ -20,7 +20,8 @@ CIFAR = {'dataset': 'CIFAR10', 'depth': 16, 'width': 1.0, 'n_parameters': 175994
 THIN = CIFAR | {'model': 'nin', 'width': 96.0, 'depth': 9, 'no_bn': True, 'no_pool_relu': True,
                 'augment': 'flip', 'weight_decay': 0.0}
 R18 = {'teacher_params': '', 'depth': 18, 'at_groups': [2, 3], 'n_parameters': 11}
-TAUGHT = R18 | {'teacher_params': 'torchvision:resnet34', 'beta': 1e3}
+TAUGHT = R18 | {'teacher_params': 'torchvision:resnet34', 'beta': 1e3,
+                'teacher': {'kind': 'ResNet', 'depth': 34, 'width': 1}}
 
 
 @pytest.mark.parametrize(('options', 'teacher', 'error'), [

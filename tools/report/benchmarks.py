@@ -8,19 +8,16 @@ from utils import InputError
 
 SPEED = ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
          'times the roofline', 'peak memory, MB (plain)', 'commit']
-JOBS = ['machine', 'runs at once', 'dtype', 'runs/h (quartiles)', 'runs/h with start', 'start, s',
-        'peak memory of a run, MB', 'commit']
+FIRST_STEP = ['machine', 'benchmark', 'dtype', 'to the end of the first step, s', 'compiled', 'commit']
 ACCURACY = ['machine', 'data set', 'images', 'epochs', 'seeds', 'dtype', 'error, %: mean (deviation)',
             'plain', 'difference (standard error)', 'commit']
-FIRST_STEP = ['machine', 'benchmark', 'dtype', 'to the end of the first step, s', 'compiled', 'commit']
-COMPARED = ('cifar', 'imagenet', 'loader')
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """What the files of the folder hold, in the order of benchmark and file name."""
+    """The content of the files of the folder, sorted by benchmark and file name."""
     paths = sorted(folder.glob('*.json'))
     if not paths:
-        raise InputError(f'{folder} holds no .json of tools.benchmark: write there what it prints')
+        raise InputError(f'{folder} holds no .json file of tools.benchmark: write there what it prints')
     found = []
     for path in paths:
         try:
@@ -32,25 +29,23 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of what has a plain baseline, of starts, test errors and runs at once, as far as there are."""
-    parts = [(header, [row for r in results if r['benchmark'] in kinds for row in rows(r)])
-             for header, kinds, rows in (
-                 (SPEED, COMPARED, speed), (FIRST_STEP, ['cifar'], first_step),
-                 (ACCURACY, ['accuracy'], accuracy), (JOBS, ['jobs'], jobs))]
+    """A table of speeds next to the plain baseline, one of first steps, and one of test errors."""
+    parts = [(header, [row for result in results for row in rows(result)]) for header, rows in (
+        (SPEED, speed), (FIRST_STEP, first_step), (ACCURACY, accuracy))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
 
 def speed(result: dict[str, Any]) -> list[list[str]]:
     rows = []
-    peaks = result.get('peak_memory', {})
-    for case, found in result['cases'].items():
-        speeds = found['images_per_second']
-        over = found.get('roofline_ratio')
-        peak = f'{_mb(peaks["ours"])} ({_mb(peaks["baseline"])})' if case == 'at' and 'ours' in peaks else ''
-        rows.append([result['device_name'], result['benchmark'], case, _dtype(result | found),
-                     _speed(speeds['ours']), _speed(speeds['baseline']),
-                     _with_quartiles(found['ratio'], found['ratio_quartiles']),
-                     '' if over is None else f'{over:.2f}', peak, _commit(result)])
+    peaks = result.get('peak_memory')
+    for case, found in result.get('cases', {}).items():
+        speeds, (low, high) = found['images_per_second'], found['ratio_quartiles']
+        rows.append([
+            result['device_name'], result['benchmark'], case, _dtype(result | found), _speed(speeds['ours']),
+            _speed(speeds['baseline']), f'{found["ratio"]:.2f} ({low:.2f}-{high:.2f})',
+            f'{found["roofline_ratio"]:.2f}' if 'roofline_ratio' in found else '',
+            f'{peaks["ours"] / 1e6:.0f} ({peaks["baseline"] / 1e6:.0f})' if case == 'at' and peaks else '',
+            _commit(result)])
     return rows
 
 
@@ -63,18 +58,13 @@ def first_step(result: dict[str, Any]) -> list[list[str]]:
 
 
 def accuracy(result: dict[str, Any]) -> list[list[str]]:
+    if 'errors' not in result:
+        return []
     ours, plain = (f'{result["mean"][side]:.2f} ({result["deviation"][side]:.2f})'
                    for side in ('ours', 'baseline'))
     return [[result['device_name'], result['dataset'], f'{result["images"][0]:,}', str(result['epochs']),
              str(len(result['seeds'])), _dtype(result), ours, plain,
              f'{result["difference"]:+.2f} ({result["standard_error"]:.2f})', _commit(result)]]
-
-
-def jobs(result: dict[str, Any]) -> list[list[str]]:
-    return [[point['device_name'], f'{point["jobs"]}{" (best)" * (point["jobs"] == result["best"])}',
-             result['dtype'], _with_quartiles(point['runs_per_hour'], point['quartiles'], '.0f'),
-             f'{point["runs_per_hour_with_start"]:.0f}', f'{point["start_seconds"]:.0f}',
-             _mb(point['peak_memory']), _commit(result)] for point in result['points']]
 
 
 def _dtype(result: dict[str, Any]) -> str:
@@ -83,15 +73,6 @@ def _dtype(result: dict[str, Any]) -> str:
 
 def _speed(value: float) -> str:
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
-
-
-def _with_quartiles(value: float, quartiles: list[float], form: str = '.2f') -> str:
-    low, high = quartiles
-    return f'{value:{form}} ({low:{form}}-{high:{form}})'
-
-
-def _mb(n: float) -> str:
-    return f'{n / 1e6:.0f}'
 
 
 def _commit(result: dict[str, Any]) -> str:

@@ -1,10 +1,8 @@
-"""Whether what is published is what its logs, weights and data say.
+"""`python -m tools.report --check results --dataroot data`: are published figures those of logs and weights?
 
-    python -m tools.report --check results --dataroot data
-
-The logs in a folder are whole, of one clean commit and of the schedule they name; weights have the checksum
-that their README gives, are those of their log's last epoch and, where their data set is at hand, have its
-test error; the tables of all documents are those of their logs.
+Each log must be complete, of one commit without changes, and follow the schedule of its options. Weights must
+have the checksum in their README, belong to the last epoch of their log and, where the data set is available,
+give its test error. The tables of all documents must be those of their logs.
 """
 import argparse
 import hashlib
@@ -28,24 +26,24 @@ from utils import InputError
 
 # | [wrn_16_2](wrn_16_2) | `sha256` | `what --evaluate prints` |
 ROW = re.compile(r'^\| \[[^\]]+\]\((\S+)\) +\| `(\w{64})` +\| `(.+?)` +\|$', re.MULTILINE)
-# Of 10,000 images the order of a sum may move one or two over the border between classes.
+# The order of a sum may move one or two of 10,000 images to another class.
 LOSS, ACCURACY = 1e-3, 0.03
 
 
 class Fault(Exception):
-    """What is published is not so."""
+    """A published figure is wrong."""
 
 
-def check(folder: Path, dataroot: str | None, parse: Callable[[list[str]], argparse.Namespace]) -> int:
-    """Print what was recomputed of the folder and of the documents beside it; the number of faults."""
+def check(folder: Path, dataroot: str, render: Callable[[list[str], Path], str]) -> int:
+    """Recompute what is in the folder and in the documents next to it, and print it; the number of faults."""
     if not folder.is_dir():
         raise InputError(f'--check {folder}: there is no such folder')
     items = [(log.parent, _run, (log.parent, dataroot)) for log in sorted(folder.rglob(checkpoint.LOG))]
     items += [(path, _weights, (path,)) for path in sorted(folder.rglob('README.md'))]
-    beside = Path(os.path.relpath(folder.resolve().parent))
-    for path in sorted([*beside.glob('*.md'), *beside.glob('docs/*.md'), *folder.rglob('*.md')]):
-        if documents.MARKER.search(documents.read(path)):
-            items.append((path, _tables, (path, parse)))
+    root = Path(os.path.relpath(folder.resolve().parent))
+    items += [(path, _tables, (path, render))
+              for path in sorted([*root.glob('*.md'), *root.glob('docs/*.md'), *folder.rglob('*.md')])
+              if documents.TABLE.search(documents.read(path))]
     if not items:
         raise InputError(f'--check {folder}: it holds no log of a run, and no document with tables')
     n_faults = 0
@@ -53,12 +51,10 @@ def check(folder: Path, dataroot: str | None, parse: Callable[[list[str]], argpa
         try:
             for found in function(*arguments):
                 print(f'{name}: {found}', flush=True)
-        except (Fault, InputError, exits.Diverged) as e:
+        except (Fault, exits.Diverged, AttributeError, LookupError, TypeError, ValueError) as e:
             n_faults += 1
-            print(f'{name}: FAULT: {e}', flush=True)
-        except (AttributeError, LookupError, TypeError, ValueError) as e:  # not what a run writes
-            n_faults += 1
-            print(f'{name}: FAULT: a value of another kind ({type(e).__name__}: {e})', flush=True)
+            unexpected = not isinstance(e, Fault | InputError | exits.Diverged)
+            print(f'{name}: FAULT: {f"{type(e).__name__}: " * unexpected}{e}', flush=True)
     print(f'{len(items)} checked, {n_faults} faults')
     return n_faults
 
@@ -66,52 +62,48 @@ def check(folder: Path, dataroot: str | None, parse: Callable[[list[str]], argpa
 # --- runs ------------------------------------------------------------------------------------------------
 
 
-def _run(run: Path, dataroot: str | None) -> Iterator[str]:
+def _run(run: Path, dataroot: str) -> Iterator[str]:
     records = checkpoint.read_log(run / checkpoint.LOG)
     n = len((run / checkpoint.LOG).read_text(errors='replace').splitlines())
-    if not records or len(records) != n:
-        raise Fault(f'of {n} lines {len(records)} are epochs')
+    if [r['epoch'] for r in records] != list(range(1, n + 1)) or not n:
+        raise Fault(f'its {n} lines are not the epochs 1, 2, 3, ...')
     first, last = records[0], records[-1]
-    if [r['epoch'] for r in records] != list(range(1, n + 1)):
-        raise Fault('its epochs are not 1, 2, 3, ...')
-    if last['epoch'] != last.get('epochs'):
-        raise Fault(f'it ends after epoch {last["epoch"]} of {last.get("epochs")}')
+    if last['epoch'] != last['epochs']:
+        raise Fault(f'it ends after epoch {last["epoch"]} of {last["epochs"]}')
     for name in ('seed', 'commit', 'dataset', 'depth', 'width', 'lr', 'epochs', 'epoch_step', 'n_parameters'):
         if name not in last or any(r.get(name) != first[name] for r in records):
             raise Fault(f'{name} is missing, or not the same in all epochs')
     if not re.fullmatch('[0-9a-f]{40}', str(last['commit'])):
-        raise Fault(f'its commit {last["commit"]} is none without changes')
+        raise Fault(f'its commit {last["commit"]} is not one without changes')
     for record in records:
         _epoch(record)
     yield (f'{n} epochs, seed {last["seed"]}, commit {last["commit"][:7]}, '
            f'test error {100 - last["test_acc"]:.2f}')
     if (run / checkpoint.MODEL).exists():
-        state = checkpoint.read(run / checkpoint.MODEL)
-        if state.get('record') != last:
-            raise Fault(f'{checkpoint.MODEL} is not of the last line of its log')
+        if checkpoint.read(run / checkpoint.MODEL).get('record') != last:
+            raise Fault(f'{checkpoint.MODEL} does not belong to the last line of its log')
         yield _evaluated(run, last, dataroot)
 
 
 def _epoch(record: dict[str, Any]) -> None:
-    """Learning rate and beta are those of the options, and numbers are in their ranges."""
-    for name in ('train_loss', 'test_loss', 'train_acc', 'test_acc', 'beta_epoch'):
-        value = record.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (
-                name.endswith('acc') and value > 100):
-            raise Fault(f'{name} of epoch {record["epoch"]} is {value}')
-    opt = argparse.Namespace(**settings.defaults(record) | record)
+    """Results are finite numbers; learning rate and beta follow from the options."""
     epoch = record['epoch']
-    laws = {'lr_epoch': [method.learning_rate(opt, epoch, done) for done in (0, 1)],
-            'beta_epoch': method.beta(opt, epoch)}
-    for name, law in laws.items():
-        if not np.allclose(record[name], law, rtol=1e-9, atol=1e-12):
-            raise Fault(f'{name} of epoch {epoch} is {record[name]}, by its options {law}')
+    for name in ('train_loss', 'test_loss', 'train_acc', 'test_acc'):
+        value = record[name]
+        if value is None or not 0 <= value < math.inf or name.endswith('acc') and value > 100:
+            raise Fault(f'{name} of epoch {epoch} is {value}')
+    opt = argparse.Namespace(**settings.defaults(record) | record)
+    expected = {'lr_epoch': [method.learning_rate(opt, epoch, done) for done in (0, 1)],
+                'beta_epoch': method.beta(opt, epoch)}
+    for name, value in expected.items():
+        if not np.allclose(record[name], value, rtol=1e-9, atol=1e-12):
+            raise Fault(f'{name} of epoch {epoch} is {record[name]}, its options give {value}')
 
 
-def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
-    """Evaluate the weights on the data set, if it is at hand."""
+def _evaluated(run: Path, last: dict[str, Any], dataroot: str) -> str:
+    """Evaluate the weights on the data set, if it is available."""
     dataset = last['dataset']
-    if dataset not in data.CLASSES or dataset != 'shapes' and dataroot is None:
+    if dataset not in data.CLASSES or dataset != 'shapes' and not dataroot:
         return f'weights are of its last epoch; give --dataroot to evaluate them on {dataset}'
     cpu = torch.device('cpu')
     f, params = training.load(run, dataset, last['num_classes'], cpu)
@@ -120,8 +112,8 @@ def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
     h_test = evaluation_step(f, params, 'float')
     found = training.evaluate(h_test, data.Loader(images, data.TEST_BATCH['cpu']))
     if abs(found['loss'] - last['test_loss']) > LOSS or abs(found['acc'] - last['test_acc']) > ACCURACY:
-        raise Fault(f'evaluated, its weights have test loss {found["loss"]:.4f} and accuracy '
-                    f'{found["acc"]:.2f}, by its log {last["test_loss"]:.4f} and {last["test_acc"]:.2f}')
+        raise Fault(f'its weights have test loss {found["loss"]:.4f} and accuracy {found["acc"]:.2f}, '
+                    f'in its log they are {last["test_loss"]:.4f} and {last["test_acc"]:.2f}')
     return f'weights evaluated, test error {100 - found["acc"]:.2f}'
 
 
@@ -129,14 +121,14 @@ def _evaluated(run: Path, last: dict[str, Any], dataroot: str | None) -> str:
 
 
 def _weights(path: Path) -> Iterator[str]:
-    """The table of weights in a README: every checkpoint below, its checksum, and what --evaluate prints."""
+    """The table of weights in a README: each checkpoint, its checksum, and what --evaluate prints."""
     folder, rows = path.parent, ROW.findall(documents.read(path))
     published = {model.parent.relative_to(folder).as_posix() for model in folder.rglob(checkpoint.MODEL)}
     if published != {name for name, *_ in rows}:
-        raise Fault(f'its table has not the runs whose weights are there, {", ".join(sorted(published))}')
+        raise Fault(f'its table does not have the runs with weights, {", ".join(sorted(published))}')
     for name, sha256, line in rows:
         if hashlib.sha256((folder / name / checkpoint.MODEL).read_bytes()).hexdigest() != sha256:
-            raise Fault(f'the sha256 of {name} is another')
+            raise Fault(f'the sha256 of {name} is different')
         last = checkpoint.read_log(folder / name / checkpoint.LOG)[-1]
         said = (f': test loss {last["test_loss"]:.4f} accuracy {last["test_acc"]:.2f} '
                 f'error {100 - last["test_acc"]:.2f}')
@@ -145,8 +137,8 @@ def _weights(path: Path) -> Iterator[str]:
     yield f'{len(rows)} weights with their checksums'
 
 
-def _tables(path: Path, parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[str]:
+def _tables(path: Path, render: Callable[[list[str], Path], str]) -> Iterator[str]:
     text = documents.read(path)
-    if documents.updated(text, path.parent, parse) != text:
+    if documents.updated(text, lambda arguments: render(arguments, path.parent)) != text:
         raise Fault(f'its tables are not those of the logs: python -m tools.report --update {path}')
-    yield f'{len(documents.MARKER.findall(text)) // 2} tables are those of their logs'
+    yield f'{len(documents.TABLE.findall(text))} tables are those of their logs'

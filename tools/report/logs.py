@@ -1,12 +1,10 @@
-"""Runs, as their logs tell them: ours, and those of the published code.
+"""Runs, read from their logs: ours, and those of the published code.
 
     for same in logs.group(logs.read(['logs/demo'])):
         print(same[0].student, same[0].method, [run.errors for run in same])
 """
-import contextlib
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,39 +13,42 @@ from tools.report import settings
 from training import checkpoint
 from utils import InputError, one_line
 
-# Titles of losses and the options that weigh them, in the order in which methods name them.
+# Titles of losses and the options of their weights, in the order in which methods name them.
 TERMS = {loss.title: loss.option for loss in method.LOSSES}
-NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
-          'test_acc': int | float, 'train_time': int | float}
+NEEDED = ('dataset', 'depth', 'width', 'epochs', 'n_parameters', 'test_acc', 'train_time')
 NINS = {96: 'thin', 192: 'wide'}
-IMAGENET = re.compile(r'(?:torchvision:resnet|resnet-)(18|34)(?:-export\.\w+)?')  # teachers without a log
 HELD_OUT = 'held-out training images'
 
 
 class Run(NamedTuple):
-    """What a log says about a run. Runs whose first six fields are equal differ only in their seed."""
+    """What a log says about a run. Runs with the same first six fields differ only in their seed."""
     student: str
-    teacher: str  # its network, its name where that is not known, '' without a teacher
+    teacher: str  # its network, or its name if the network is not known; '' without a teacher
     method: str
-    dataset: str  # of its first images only, another one
+    dataset: str  # --max_images and --val_images make it a different one
     length: str  # in epochs
     settings: tuple[tuple[str, str], ...]  # all other options that change training
     seed: int | None
     n_parameters: int
     errors: dict[int, float]  # test error in % by epoch, ascending
-    top5: dict[int, float]
-    times: dict[int, float]  # of training, in seconds, without the tests
+    top5: float | None  # the same for top-5, in the last epoch
+    times: dict[int, float]  # training time in seconds by epoch, without tests
     losses: dict[str, dict[str, dict[int, float]]]  # term -> group -> epoch -> mean, before its weight
-    agreement: float | None  # % of test images with the same class by student and teacher, last epoch
+    agreement: float | None  # % of test images that student and teacher give the same class, last epoch
     cosines: list[float]  # of attention maps of student and teacher, for each group, last epoch
     machine: str
+
+    @property
+    def error(self) -> float:
+        """Test error in % in the last epoch."""
+        return list(self.errors.values())[-1]
 
 
 # --- reading ------------------------------------------------------------------------------------------
 
 
 def read(paths: list[str], base: Path = Path()) -> list[Run]:
-    """The runs of logs, and in folders and their sub-folders, each once; at least one in every folder."""
+    """The runs of these logs, and of the logs in these folders, each once."""
     found = {}
     for path in (base / path for path in paths):
         if not path.exists():
@@ -60,41 +61,31 @@ def read(paths: list[str], base: Path = Path()) -> list[Run]:
 
 
 def read_log(log: Path) -> list[Run]:
-    """The runs of a log: the published code appends to a file that is there."""
-    records = [settings.modern(record) for record in checkpoint.read_log(log)]
+    """The runs of a log: the published code appends to an existing log."""
+    records = checkpoint.read_log(log)
     if not records:
         raise InputError(f'{log} holds no epoch of a run')
     for record in records:
-        if missing := [name for name, kind in NEEDED.items() if not _is(record.get(name), kind)]:
-            raise InputError(f'{log} is no log of a run: '
+        if missing := [name for name in NEEDED if record.get(name) is None]:
+            raise InputError(f'{log} is not the log of a run: '
                              f'epoch {record["epoch"]} has no {", ".join(missing)}')
     return [_run(log, run) for run in split(records)]
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind; a number, too, that a float can hold."""
-    return isinstance(value, kind) and not isinstance(value, bool) and not (
-        isinstance(value, int) and abs(value) >= 2**63)
 
 
 def split(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The lines of each run in a log, their epochs ascending.
 
-    Where the epoch falls back, a run that was cut short was taken up again, from its checkpoint or from the
-    start, and what it had done beyond is void; with other options, or from 1 after the last epoch, it is
-    another run. So is another network or data set, whatever the epoch.
+    A run that was interrupted repeats epochs when it resumes or starts again: the later lines count. Epoch 1
+    after a finished run begins another run, and so does another network or data set.
     """
     runs: list[list[dict[str, Any]]] = []
     for record in records:
-        epoch = record['epoch']
-        if runs:
-            last = runs[-1][-1]
-            same = _network(last) == _network(record) and _dataset(last) == _dataset(record)
-            if same and epoch > last['epoch'] or same and _options(last) == _options(record) and not (
-                    epoch == 1 and last['epoch'] == last['epochs']):
-                runs[-1] = [r for r in runs[-1] if r['epoch'] < epoch] + [record]
-                continue
-        runs.append([record])
+        last = runs[-1][-1] if runs else record
+        same = _network(last) == _network(record) and _dataset(last) == _dataset(record)
+        if runs and same and (record['epoch'] > 1 or last['epoch'] < last['epochs']):
+            runs[-1] = [r for r in runs[-1] if r['epoch'] < record['epoch']] + [record]
+        else:
+            runs.append([record])
     return runs
 
 
@@ -110,16 +101,10 @@ def _run(log: Path, records: list[dict[str, Any]]) -> Run:
         length=str(epoch) if epoch == last['epochs'] else f'{epoch} of {last["epochs"]}',
         settings=settings.of(last), seed=last.get('seed'), n_parameters=last['n_parameters'],
         errors={epoch: 100 - record['test_acc'] for epoch, record in known.items()},
-        top5={epoch: 100 - record['test_acc5'] for epoch, record in known.items()
-              if _is(record.get('test_acc5'), int | float)},
+        top5=100 - last['test_acc5'] if 'test_acc5' in last else None,
         times={record['epoch']: record['train_time'] for record in records}, losses=_losses(records),
-        agreement=_number(last.get('test_agreement')), cosines=_cosines(last.get('test_map_cosines')),
-        machine=one_line(str(last.get('device_name') or '')))
-
-
-def _options(record: dict[str, Any]) -> tuple:
-    return (record['epochs'], record.get('seed'), record.get('teacher_id'), record.get('teacher_params'),
-            settings.of(record))
+        agreement=last.get('test_agreement'), cosines=last.get('test_map_cosines') or [],
+        machine=one_line(last.get('device_name') or ''))
 
 
 def _dataset(record: dict[str, Any]) -> str:
@@ -128,29 +113,17 @@ def _dataset(record: dict[str, Any]) -> str:
             + (f' ({held_out} {HELD_OUT})' if held_out else ''))
 
 
-def _number(value: Any) -> float | None:
-    return value if _is(value, int | float) and math.isfinite(value) else None
-
-
-def _cosines(values: Any) -> list[float]:
-    """One for each group, or none."""
-    found = [_number(value) for value in values] if isinstance(values, list) else []
-    return [] if None in found else found
-
-
 def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
         for loss in method.LOSSES:
-            values, groups = ([] if not isinstance(v, list) else v
-                              for v in (record.get(f'{loss.name}_losses'), record.get('at_groups')))
+            values = record.get(f'{loss.name}_losses') or []
             if loss.groups:
-                parts = [f'group {g}' for g in groups or range(len(values))]
+                parts = [f'group {g}' for g in record.get('at_groups') or range(len(values))]
             else:
                 parts = ['gradients', 'outputs'] if len(values) == 2 else ['']
-            for part, value in zip(parts, values, strict=False):
-                mean = value[0] if isinstance(value, list) and value else None
-                if _is(mean, int | float) and math.isfinite(mean):  # without a teacher it is NaN
+            for part, (mean, _) in zip(parts, values, strict=False):
+                if mean is not None and math.isfinite(mean):  # the published code logs NaN without a teacher
                     found.setdefault(loss.title, {}).setdefault(part, {})[record['epoch']] = mean
     return found
 
@@ -158,7 +131,7 @@ def _losses(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, floa
 # --- names --------------------------------------------------------------------------------------------
 
 
-def _name(kind: str, depth: Any, width: float, no_bn: Any, no_pool_relu: Any) -> str:
+def _name(kind: str, depth: Any, width: float, no_bn: Any = False, no_pool_relu: Any = False) -> str:
     if kind == 'NIN':
         return (f'NIN-{NINS.get(width, f"{width:g}")}' + (', no BN' if no_bn else '')
                 + (', no ReLU before pooling' if no_pool_relu else ''))
@@ -174,43 +147,19 @@ def _network(record: dict[str, Any]) -> str:
 
 
 def _teacher(log: Path, record: dict[str, Any]) -> str:
-    """The teacher's network as the student's log describes it, or by the teacher's own log; else its name.
-
-    The own log also says whether a NIN has BN, which the student's log cannot: its teacher is folded.
-    """
-    teacher = str(record.get('teacher_id') or record.get('teacher_params') or '')
+    """The teacher's network, from the student's log or from the teacher's own; else the teacher's name."""
+    teacher = record.get('teacher_id') or record.get('teacher_params')
     if not teacher:
         return ''
-    if known := IMAGENET.fullmatch(Path(teacher).name):
-        return f'ResNet-{known[1]}'
+    if isinstance(fields := record.get('teacher'), dict):
+        return _name(fields['kind'], fields.get('depth'), fields['width'],
+                     no_pool_relu=not fields.get('pool_relu', True))
     path = Path(teacher).parent if Path(teacher).name == checkpoint.MODEL else Path(teacher)
-    own, described = _by_own_log(log, path, str(record.get('save') or '')), _described(record.get('teacher'))
-    if own and (not described or set(described.split(', ')) <= set(own.split(', '))):
-        return own
-    return described or path.name
-
-
-def _described(fields: Any) -> str:
-    """The name of {'kind': 'WRN', 'depth': 16, 'width': 2}."""
-    if not isinstance(fields, dict) or fields.get('kind') not in ('WRN', 'NIN', 'ResNet') or not (
-            _is(fields.get('width'), int | float)):
-        return ''
-    return _name(fields['kind'], fields.get('depth'), fields['width'], no_bn=False,
-                 no_pool_relu=fields.get('pool_relu') is False)
-
-
-def _by_own_log(log: Path, path: Path, saved: str) -> str:
-    """The network of the run in a folder. The first place to look is where it was, seen from the student."""
     places = [Path('logs') / path, path]
-    moved = [log.parent / os.path.relpath(place, saved) for place in places if saved]
-    for place in [*moved, *places]:
-        found = place / checkpoint.LOG
-        with contextlib.suppress(OSError, ValueError):  # no name of a file
-            if found.is_file():
-                for other in reversed(checkpoint.read_log(found)):
-                    if all(_is(other.get(name), NEEDED[name]) for name in ('depth', 'width')):
-                        return _network(other)
-    return ''
+    if record.get('save'):  # where the teacher was, as seen from the student: both may have been moved
+        places = [log.parent / os.path.relpath(place, record['save']) for place in places] + places
+    own = next((place for place in places if (place / checkpoint.LOG).is_file()), None)
+    return _network(checkpoint.read_log(own / checkpoint.LOG)[-1]) if own else path.name
 
 
 # --- runs that belong together --------------------------------------------------------------------------
@@ -220,7 +169,7 @@ def group(runs: list[Run]) -> list[list[Run]]:
     """Groups of runs that differ only in their seed; small networks and few losses first."""
     datasets = sorted({run.dataset for run in runs})
     if len(datasets) > 1:
-        raise InputError(f'the runs are of several data sets, {", ".join(datasets)}: report each alone')
+        raise InputError(f'the runs have several data sets, {", ".join(datasets)}: report each one alone')
     found: dict[tuple, list[Run]] = {}
     for run in sorted(runs, key=_order):
         found.setdefault(run[:6], []).append(run)
@@ -228,9 +177,9 @@ def group(runs: list[Run]) -> list[list[Run]]:
 
 
 def _order(run: Run) -> tuple:
-    terms = [term for term in TERMS if term in run.method.split('+')]
-    return (run.n_parameters, run.student, run.teacher != '', run.teacher, len(terms),
-            [list(TERMS).index(term) for term in terms], len(run.length), run.length, run.settings)
+    terms = [i for i, term in enumerate(TERMS) if term in run.method.split('+')]
+    return (run.n_parameters, run.student, run.teacher != '', run.teacher, len(terms), terms,
+            len(run.length), run.length, run.settings)
 
 
 def differences(groups: list[list[Run]]) -> list[dict[str, str]]:
@@ -245,6 +194,11 @@ def differences(groups: list[list[Run]]) -> list[dict[str, str]]:
                  dict(other.settings).get(name) != value for other in first
                  if (other[:3] == run[:3] if name in settings.METHOD else other.student == run.student))}
             for run in first]
+
+
+def named(method: str, more: dict[str, str]) -> str:
+    """'AT, map_p 4': a method with the settings to name."""
+    return ', '.join([method, *(f'{name} {value}' for name, value in more.items())])
 
 
 def alone(run: Run, groups: list[list[Run]]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""The figures of the paper, to stand beside ours: test errors in %, of Tables 1 to 5.
+"""The figures of the paper, to show next to ours: test errors in %, of Tables 1 to 5.
 
     figure = paper.find(run)
 """
@@ -15,13 +15,13 @@ class Figure(NamedTuple):
     student: str
     teachers: tuple[str, ...]  # any of them
     method: str
-    error: float | None  # None on a data set that the paper has not
+    error: float | None  # None for a data set that is not in the paper
     top5: float | None
     dataset: str
     settings: dict[str, str]
 
 
-# How the paper came to the figures of a table.
+# How the paper obtained the figures of a table.
 HOW = {1: '200 epochs, median of 5 seeds', 2: '200 epochs, median of 5 seeds', 3: 'one seed',
        4: 'fine-tuned', 5: '100 epochs, one crop'}
 
@@ -94,7 +94,7 @@ def fits(figure: Figure, run: Run) -> bool:
 
 
 def parts(number: int, datasets: set[str]) -> Parts:
-    """The rows of a table for runs of these data sets, without the paper's figures if it has none for them.
+    """The rows of a table for runs of these data sets, without figures for data sets that it does not have.
 
     Runs on the first images of a data set keep the figures, as runs of few epochs do: the title says so.
     Errors on held-out training images have none.
@@ -104,16 +104,17 @@ def parts(number: int, datasets: set[str]) -> Parts:
     if datasets <= known:
         return table
     if len(datasets) > 1:
-        raise InputError(f'Table {number} is of {" and ".join(sorted(known))}, the runs are of '
-                         f'{", ".join(sorted(datasets))}: report the others alone')
+        raise InputError(f'Table {number} has {" and ".join(sorted(known))}, the runs have '
+                         f'{", ".join(sorted(datasets))}: report the others separately')
     dataset, = datasets
-    figures_fit = dataset.partition(' (first ')[0] in known and HELD_OUT not in dataset
-    own = {'dataset': dataset} if figures_fit else {'dataset': dataset, 'error': None, 'top5': None}
+    own = {'dataset': dataset}
+    if dataset.partition(' (first ')[0] not in known or HELD_OUT in dataset:
+        own |= {'error': None, 'top5': None}
     return {(title, dataset): [figure._replace(**own) for figure in figures]
             for (title, _), figures in table.items()}
 
 
 def find(run: Run) -> Figure | None:
-    """The figure to stand beside a run's, if the paper has one."""
+    """The figure to show next to a run's, if the paper has one."""
     figures = (figure for table in TABLES.values() for part in table.values() for figure in part)
     return next((figure for figure in figures if fits(figure, run)), None)

@@ -13,8 +13,6 @@ import imagenet
 import method
 from utils import one_line
 
-# What options were called in the published code before May 2018.
-OLD_NAMES = {'batchSize': 'batch_size', 'weightDecay': 'weight_decay', 'data_root': 'dataroot'}
 # Options that say where and how a run computes, not what.
 HARMLESS = {'save', 'resume', 'dataroot', 'imagenetpath', 'teacher', 'teacher_id', 'teacher_params', 'device',
             'cuda', 'gpu_id', 'ngpu', 'nthread', 'compile', 'fast', 'deterministic', 'max_hours',
@@ -22,29 +20,24 @@ HARMLESS = {'save', 'resume', 'dataroot', 'imagenetpath', 'teacher', 'teacher_id
 # Options that have a field of their own in a Run.
 FIELDS = {'model', 'depth', 'width', 'no_bn', 'no_pool_relu', 'dataset', 'max_images', 'val_images', 'epochs',
           'seed'}
-# What a run finds, and what it ran on.
+# What a run measures, and what it ran on.
 RESULTS = re.compile('(train|test)_.*|.*_losses|epoch|lr_epoch|beta_epoch|images_per_second|peak_memory|'
                      'ranks|damaged_images|num_classes|n_parameters|commit|device_name|torch|torchvision|'
                      'numpy|python|cudnn')
-# Options of a loss; the others are of training.
+# Options of a loss; the others are options of training.
 METHOD = {name for loss in method.LOSSES for name in (loss.option, *loss.settings)}
-
-
-def modern(record: dict[str, Any]) -> dict[str, Any]:
-    """A line of a log with the names that options have now."""
-    return {OLD_NAMES.get(name, name): value for name, value in record.items()}
 
 
 @functools.cache
 def _defaults(of_imagenet: bool) -> dict[str, Any]:
     opt = imagenet.parse(['--imagenetpath', '.']) if of_imagenet else cifar.parse(['--save', '.'])
-    # The published code compares all groups and has no option for it.
-    return {name: value for name, value in vars(opt).items() if name not in HARMLESS | FIELDS} | {
-        'at_groups': None}
+    known = {name: value for name, value in vars(opt).items() if name not in HARMLESS | FIELDS}
+    # The published code compares all groups and has no option for it. Folders of images log their classes.
+    return known | {'at_groups': None} | ({'classes': None} if of_imagenet else {})
 
 
 def defaults(record: dict[str, Any]) -> dict[str, Any]:
-    """The options that change training in the script of a log, with the values that older logs leave out."""
+    """The options that change training in the script of a log, with values for those that older logs lack."""
     return _defaults('teacher_params' in record)
 
 
@@ -62,7 +55,7 @@ def of(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def text(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return f'{value:.15g}'
     # The published code logs the list epoch_step as text, without spaces.
     return 'all' if value is None else one_line(str(value).replace(' ', ''))
