@@ -1,7 +1,7 @@
 """Blocks of the benchmark, and figures from them worked by hand."""
 import pytest
 
-from tools.benchmark import cifar, measure
+from tools.benchmark import measure
 from tools.benchmark.measure import SIDES
 
 
@@ -20,8 +20,6 @@ def test_summary_takes_medians_and_ratios_round_by_round():
     assert at['ratio'] == 2  # of 3, 2 and 1.25
     assert at['ratio_quartiles'] == [1.625, 2.5]
     assert got['loader']['ratio'] == 10
-    # of 0.05, 0.01 and 0.04: 5000 images/s take 0.04 of the time of 200
-    assert cifar.loader_share(given) == 0.04
 
 
 def test_summary_of_one_round():
@@ -29,7 +27,6 @@ def test_summary_of_one_round():
     assert measure.summary(given)['at'] == {'images_per_second': {'ours': 4, 'baseline': 2},
                                             'quartiles': {'ours': [4, 4], 'baseline': [2, 2]},
                                             'ratio': 2, 'ratio_quartiles': [2, 2]}
-    assert cifar.loader_share(given) == 0.5
 
 
 def test_summary_refuses_sides_of_different_length():

@@ -11,8 +11,10 @@ import resnet
 from layers import Sample
 from method import training_step
 from tools import benchmark
-from tools.benchmark import cifar, imagenet, roofline, steps
+from tools.benchmark import COMMANDS, roofline, steps
 from tools.benchmark.roofline import Machine, Operation
+
+CIFAR = COMMANDS['cifar']
 
 
 def counted(function):
@@ -59,7 +61,7 @@ def test_a_tiny_network():
         return F.conv2d(x, params['conv']).mean((2, 3)) @ params['fc'], ()
 
     student = {'conv': torch.randn(2, 3, 1, 1), 'fc': torch.randn(2, 2)}
-    real = cifar.real_options(benchmark.parse(['cifar', '--device', 'cpu']), 'student')
+    real = CIFAR.real_options(benchmark.parse(['cifar', '--device', 'cpu']), 'student')
     got = roofline.operations(real, (f, student, None, {}), 1, 4)
     convolution = (2 * 16 * 2 * 3, 4 * (48 + 32 + 6))
     matrix = (2 * 2 * 2, 4 * (2 + 4 + 2))
@@ -81,11 +83,11 @@ def test_flops_of_wrn_16_1_forward():
     assert sum(flops for flops, _ in got) == 3 * 2 * products
 
 
-@pytest.mark.parametrize('case', cifar.CASES)
+@pytest.mark.parametrize('case', CIFAR.cases)
 def test_flops_of_a_step_are_those_of_torch(case):
     opt = benchmark.parse(['cifar', '--device', 'cpu', '--batch_size', '2'])
-    real, networks = cifar.real_options(opt, case), steps.folded(cifar.networks(case, 10))
-    f_s, student, f_t, teacher = networks
+    real, networks = CIFAR.real_options(opt, case), CIFAR.networks(opt, case)
+    f_s, student, f_t, teacher = steps.folded(networks)
     got = roofline.operations(real, networks, 2, 32)
     assert not any(t.requires_grad for t in student.values()), 'they are left alone'
     layers.trainable(student)
@@ -98,8 +100,8 @@ def test_flops_of_a_step_are_those_of_torch(case):
 
 def test_bfloat16_halves_what_activations_take():
     opt = benchmark.parse(['cifar', '--device', 'cpu', '--batch_size', '8'])
-    single, half = (roofline.operations(argparse.Namespace(**vars(cifar.real_options(opt, 'at')) | {
-        'dtype': dtype}), steps.folded(cifar.networks('at', 10)), 8, 32) for dtype in ('float', 'bfloat16'))
+    single, half = (roofline.operations(argparse.Namespace(**vars(CIFAR.real_options(opt, 'at')) | {
+        'dtype': dtype}), CIFAR.networks(opt, 'at'), 8, 32) for dtype in ('float', 'bfloat16'))
     assert [o.flops for o in single] == [o.flops for o in half]
     assert [o.bytes for o in single[1:-1]] == [2 * o.bytes for o in half[1:-1]]
     assert (single[0], single[-1]) == (half[0], half[-1])
@@ -107,8 +109,8 @@ def test_bfloat16_halves_what_activations_take():
 
 def test_imagenet_counts_the_folded_teacher_and_the_student():
     opt = benchmark.parse(['imagenet', '--device', 'cpu', '--batch_size', '2', '--image_size', '64'])
-    got = {case: roofline.operations(imagenet.real_options(opt, case),
-                                     steps.folded(imagenet.networks(case)), 2, 64)
+    got = {case: roofline.operations(COMMANDS['imagenet'].real_options(opt, case),
+                                     COMMANDS['imagenet'].networks(opt, case), 2, 64)
            for case in ('student', 'at')}
     assert len(got['at']) - len(got['student']) == 37  # 33 convolutions, 3 shortcuts, the last layer
     assert got['at'][-1] == got['student'][-1]
@@ -117,20 +119,21 @@ def test_imagenet_counts_the_folded_teacher_and_the_student():
 def test_the_bound_is_the_longer_of_arithmetic_and_bytes():
     machine = Machine(bandwidth=100, matrix_rate=1000)
     operations = [Operation(5000, 100), Operation(1000, 300), Operation(0, 50)]
-    assert roofline.bound(operations, machine) == 5 + 3 + 0.5
-    got = roofline.beside([2.0, 1.0, 4.0], 34, operations, machine)  # 17, 34 and 8.5 s a step
-    assert got == {'flops': 6000, 'bytes': 450, 'bound_seconds': 8.5, 'roofline_ratio': 2,
-                   'roofline_quartiles': [1.5, 3]}
+    assert roofline.least(operations, machine) == {'flops': 6000, 'bytes': 450, 'bound_seconds': 5 + 3 + 0.5}
+    assert roofline.compared([2.0, 1.0, 4.0], 34, 8.5) == {  # 17, 34 and 8.5 s a step
+        'roofline_ratio': 2, 'roofline_quartiles': [1.5, 3]}
 
 
 def test_rates_of_the_machine(monkeypatch):
+    """Medians without the first of nine times; the dtype is that of the step."""
+    made, ones, times = [], torch.ones, iter([[90, *[4] * 5, 1, 1, 9], [900, *[8] * 8]])
     monkeypatch.setitem(roofline.MATRIX, 'cpu', 64)
     monkeypatch.setitem(roofline.COPIED, 'cpu', 1 << 16)
-    clock = iter([0, 9] + [t for i in range(1, 9) for t in (10 * i, 10 * i + (4 if i % 4 else 2))] +
-                 [200, 900] + [t for i in range(1, 9) for t in (1000 * i, 1000 * i + 8)])
-    monkeypatch.setattr(roofline.time, 'perf_counter', lambda: next(clock))
-    got = roofline.machine(torch.device('cpu'), 'float')
-    assert got == (2 * 2**16 / 4, 2 * 64**3 / 8)
+    monkeypatch.setattr(torch, 'ones', lambda *a, **k: made.append(k['dtype']) or ones(*a, **k))
+    monkeypatch.setattr(roofline.timeit, 'repeat', lambda run, number, repeat: [run(), next(times)][1])
+    found = roofline.machine(torch.device('cpu'), 'bfloat16')
+    assert found == pytest.approx((2 * 2**16 / 4, 2 * 64**3 / 8), rel=1e-3)
+    assert made == [torch.uint8, torch.bfloat16]
 
 
 @pytest.mark.gpu
@@ -138,11 +141,3 @@ def test_rates_of_the_machine(monkeypatch):
 def test_rates_of_a_gpu(dtype):
     got = roofline.machine(torch.device('cuda'), dtype)
     assert got.bandwidth > 1e10 and got.matrix_rate > 1e11
-
-
-def test_rates_of_the_machine_have_the_dtype(monkeypatch):
-    made, ones = [], torch.ones
-    monkeypatch.setitem(roofline.MATRIX, 'cpu', 8)
-    monkeypatch.setattr(torch, 'ones', lambda *a, **k: made.append(k['dtype']) or ones(*a, **k))
-    roofline.machine(torch.device('cpu'), 'bfloat16')
-    assert made == [torch.uint8, torch.bfloat16]

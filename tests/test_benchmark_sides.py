@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tools import benchmark
-from tools.benchmark import cifar, imagenet, sides
-from tools.benchmark.sides import Prepared
+from tools.benchmark import COMMANDS, script, sides, steps
 from utils import InputError
 
 GLIBC = platform.libc_ver()[0] == 'glibc'
@@ -40,21 +39,21 @@ def mapped(bytes_of_tensor):
 
 def counting(opt, side):
     print(f'{side} says this')
-    sides.ready(opt, side, cifar.real_options)
+    script.choose(COMMANDS['cifar'].real_options(opt, 'at'), side == 'ours')
     blocks = []
 
     def block():
         blocks.append(1)
         return float(10 + len(blocks))
 
-    return Prepared({'a': block, 'b': lambda: -1.0},
-                    {'side': side, 'pid': os.getpid(), 'mapped': mapped(1 << 26)})
+    return ({'a': block, 'b': lambda: -1.0},
+            {'side': side, 'pid': os.getpid(), 'mapped': mapped(1 << 26)})
 
 
 def failing_block():
     def bad_input():
         raise InputError('nothing like this here: give another')
-    return Prepared({'a': bad_input}, {})
+    return {'a': bad_input}, {}
 
 
 def killed():
@@ -94,47 +93,50 @@ def test_bad_input_in_a_process_ends_all_with_its_sentence(capfd, monkeypatch):
 
 
 def test_a_killed_process_is_told():
-    with pytest.raises(InputError, match='SIGKILL'), sides.own_process(killed):
+    with pytest.raises(InputError, match='killed'), sides.own_process(killed):
         pass
 
 
 # --- what each side takes of the options -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('module', 'more'), [(cifar, []), (cifar, ['--dtype', 'bfloat16']), (imagenet, [])])
-def test_fast_chooses_as_the_script_for_a_long_run(module, more, monkeypatch):
+@pytest.mark.parametrize(('name', 'more'), [
+    ('cifar', []), ('cifar', ['--dtype', 'bfloat16']), ('imagenet', [])])
+def test_fast_chooses_as_the_script_for_a_long_run(name, more, monkeypatch):
     asked = []
 
     def chosen(real, device, steps):
         asked.append((real.fast, real.dtype, device.type))
-        assert steps >= sides.fast.COMPILED_FROM
+        assert steps >= script.fast.COMPILED_FROM
         return argparse.Namespace(**vars(real) | {'dtype': real.dtype or 'bfloat16', 'compile': True})
 
-    monkeypatch.setattr(sides.fast, 'chosen', chosen)
-    opt = benchmark.parse([module.__name__.split('.')[-1], '--device', 'cpu', '--fast', *more])
-    chosen, device = sides.ready(opt, 'ours', module.real_options)
+    monkeypatch.setattr(script.fast, 'chosen', chosen)
+    opt = benchmark.parse([name, '--device', 'cpu', '--fast', *more])
+    device, found = script.choose(COMMANDS[name].real_options(opt, 'at'), ours=True)
     assert asked == [(True, more[1] if more else '', 'cpu')] and device.type == 'cpu'
-    assert (chosen.dtype, chosen.compile, module.real_options(chosen, 'at').fast) == ('bfloat16', True, False)
+    assert found == {'dtype': 'bfloat16', 'compile': True}
 
 
-def test_without_fast_our_side_is_in_float_and_eager():
-    opt = benchmark.parse(['cifar', '--device', 'cpu'])
-    chosen, _ = sides.ready(opt, 'ours', cifar.real_options)
-    assert (chosen.dtype, chosen.compile) == ('float', False)
+@pytest.mark.parametrize('more', [[], ['--compile'], ['--dtype', 'bfloat16']])
+def test_without_fast_our_side_takes_its_options(more):
+    opt = benchmark.parse(['imagenet', '--device', 'cpu', *more])
+    _, found = script.choose(COMMANDS['imagenet'].real_options(opt, 'at'), ours=True)
+    assert found == {'dtype': 'bfloat16' if '--dtype' in more else 'float', 'compile': '--compile' in more}
 
 
 def test_the_baseline_takes_nothing_of_ours(monkeypatch):
-    monkeypatch.setattr(sides.devices, 'keep_freed_memory', None)  # not to be called
+    monkeypatch.setattr(script.devices, 'keep_freed_memory', None)  # not to be called
     opt = benchmark.parse(['cifar', '--device', 'cpu', '--fast', '--dtype', 'bfloat16', '--compile'])
-    plain, device = sides.ready(opt, 'baseline', cifar.real_options)
-    assert (plain.fast, plain.dtype, plain.compile, device.type) == (False, 'float', False, 'cpu')
+    device, found = script.choose(COMMANDS['cifar'].real_options(opt, 'at'), ours=False)
+    assert (found, device.type) == ({'dtype': 'float', 'compile': False}, 'cpu')
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('side', ['ours', 'baseline'])
-def test_float_is_float32_on_a_gpu(side):
+@pytest.mark.parametrize('ours', [True, False])
+def test_float_is_float32_on_a_gpu(ours):
     torch.backends.cudnn.allow_tf32 = True
-    _, device = sides.ready(benchmark.parse(['cifar']), side, cifar.real_options)
+    opt = benchmark.parse(['cifar'])
+    device, _ = script.choose(COMMANDS['cifar'].real_options(opt, 'at'), ours)
     assert device.type == 'cuda' and not torch.backends.cudnn.allow_tf32
 
 
@@ -142,7 +144,7 @@ def test_float_is_float32_on_a_gpu(side):
     ('bfloat16', True, ['at_float', 'at_float_compiled']), ('bfloat16', False, ['at_float']),
     ('float', True, ['at_float']), ('float', False, [])])
 def test_variants_show_what_fast_brings(dtype, compiles, names):
-    got = cifar.variants(argparse.Namespace(dtype=dtype, compile=compiles))
+    got = script.variants({'dtype': dtype, 'compile': compiles})
     assert got == {name: {'dtype': 'float', 'compile': name == 'at_float_compiled'} for name in names}
 
 
@@ -150,32 +152,33 @@ def test_variants_show_what_fast_brings(dtype, compiles, names):
 
 
 def test_each_first_step_has_a_process_and_an_empty_cache(monkeypatch):
-    started = []
+    started, command = [], COMMANDS['cifar']
 
     @contextlib.contextmanager
-    def own_process(prepare, opt, cache):
-        assert prepare is cifar.first_step and os.listdir(cache) == []
-        started.append((opt.fast, opt.dtype, opt.compile, cache))
+    def own_process(prepare, opt, its, cache):
+        assert prepare == command.first_step and os.listdir(cache) == []
+        started.append((its, cache))
         yield
 
     monkeypatch.setattr(sides, 'own_process', own_process)
-    opt = benchmark.parse(['cifar', '--fast'])
-    assert list(cifar.time_to_first_step(opt, 'bfloat16', False)) == ['eager']
-    seconds = cifar.time_to_first_step(opt, 'bfloat16', True)
+    opt, chosen = benchmark.parse(['cifar', '--fast']), {'dtype': 'bfloat16', 'compile': False}
+    assert list(command.time_to_first_step(opt, chosen)) == ['eager']
+    seconds = command.time_to_first_step(opt, chosen | {'compile': True})
     assert list(seconds) == ['eager', 'compiled'] and min(seconds.values()) >= 0
-    assert [one[:3] for one in started] == [(False, 'bfloat16', compiles) for compiles in (0, 0, 1)]
-    assert len({cache for *_, cache in started}) == 3 and not any(os.path.exists(one[3]) for one in started)
+    assert [its for its, _ in started] == [chosen | {'compile': compiles} for compiles in (0, 0, 1)]
+    assert len({cache for _, cache in started}) == 3 and not any(os.path.exists(c) for _, c in started)
 
 
 def test_a_first_step_is_one_batch_of_the_real_step(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'elsewhere')
-    seen, training_of = [], cifar.training_of
+    seen, training = [], steps.training
 
-    def counted(side, opt, case, device):
-        consume = training_of(side, opt, case, device)
-        return lambda batches: seen.append((side, case, consume(batches)))
+    def counted(side, real, *more):
+        consume = training(side, real, *more)
+        return lambda batches: seen.append((side, real.beta, consume(batches)))
 
-    monkeypatch.setattr(cifar, 'training_of', counted)
+    monkeypatch.setattr(steps, 'training', counted)
     opt = benchmark.parse(['cifar', '--batch_size', '3', '--device', 'cpu'])
-    assert cifar.first_step(opt, str(tmp_path)) == Prepared({}, {})
-    assert seen == [('ours', 'at', 3)] and os.environ['TORCHINDUCTOR_CACHE_DIR'] == str(tmp_path)
+    its = {'dtype': 'float', 'compile': False}
+    assert COMMANDS['cifar'].first_step(opt, its, str(tmp_path)) == ({}, {})
+    assert seen == [('ours', 1e3, 3)] and os.environ['TORCHINDUCTOR_CACHE_DIR'] == str(tmp_path)

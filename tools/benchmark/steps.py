@@ -1,6 +1,7 @@
-"""What batches of both sides come from and go through: our step, the plain one, or no step at all."""
+"""What the batches of each side come from and go through: our step, the plain one, or no step at all."""
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,18 +14,37 @@ from torchnet.meter import AverageValueMeter
 
 import layers
 import resnet
-import training
+import training as runs
 from layers import Network, Params, Sample
 from method import training_step
 from tools.benchmark.measure import Consumer
+from training import devices
 from weights import networks
 
 Networks = tuple[Network | None, Params, Network | None, Params]  # f_s, student, f_t, teacher
-PREFETCH = 2  # batches that each worker of the baseline holds ready
+PREFETCH = 2  # batches that each worker of the baseline prepares in advance
+
+
+def shared_options(opt: argparse.Namespace) -> list[str]:
+    """--device, --dtype, --fast and --compile, as a training script takes them."""
+    dtype = ['--dtype', opt.dtype] if opt.dtype else []
+    return ['--device', opt.device, *dtype, *['--fast'] * opt.fast, *['--compile'] * opt.compile]
+
+
+def training(side: str, real: argparse.Namespace, made: Networks, device: torch.device,
+             topk: tuple[int, ...] = (1,)) -> Consumer:
+    """The step of a side with the options `real` of a script."""
+    if side == 'ours':
+        f_s, student, f_t, teacher = folded(made)
+        student, teacher = devices.to_device(student, device), devices.to_device(teacher, device)
+        return our_training(real, f_s, student, f_t, teacher, topk)
+    f_s, student, f_t, teacher = made
+    student, teacher = ({name: t.to(device) for name, t in params.items()} for params in (student, teacher))
+    return plain_training(real, plain_sgd(real, student), f_s, student, f_t, teacher, topk)
 
 
 def dropping(device: torch.device) -> Consumer:
-    """No step: batches are waited for and forgotten."""
+    """No step: batches are awaited and dropped."""
     def consume(batches: Iterable[Sample]) -> int:
         n = sum(len(sample.labels) for sample in batches)
         if device.type == 'cuda':
@@ -34,7 +54,7 @@ def dropping(device: torch.device) -> Consumer:
 
 
 def folded(made: Networks) -> Networks:
-    """The teacher as training.load_teacher gives it."""
+    """With the teacher as training.load_teacher returns it."""
     f_s, student, f_t, teacher = made
     return (f_s, student, *(networks.network(resnet.fold(teacher)) if f_t else (None, {})))
 
@@ -44,10 +64,10 @@ def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: N
     """The step of a run with the options `real`; meters are read at the end of a block."""
     layers.trainable(student)
     h = training_step(real, f_s, student, f_t, teacher)
-    optimizer = training.sgd(real, student)
+    optimizer = runs.sgd(real, student)
 
     def consume(batches: Iterable[Sample]) -> int:
-        engine, meters = Engine(), training.Meters(topk)
+        engine, meters = Engine(), runs.Meters(topk)
         engine.hooks['on_forward'] = lambda state: meters.add(state['output'], state['sample'])
         engine.train(h, batches, 1, optimizer)
         meters.read()
@@ -56,7 +76,7 @@ def our_training(real: argparse.Namespace, f_s: Network, student: Params, f_t: N
     return consume
 
 
-# --- the plain baseline: on purpose, no line of ours but the networks -----------------------------------
+# --- the plain baseline: it uses our networks, and nothing else of ours ----------------------------------
 
 
 def plain_batches(dataset: Dataset, batch_size: int, workers: int, device: torch.device) -> Iterator[Sample]:
@@ -96,23 +116,19 @@ def plain_training(real: argparse.Namespace, optimizer: torch.optim.SGD, f_s: Ne
         return loss, (y, at_losses)
 
     def consume(batches: Iterable[Sample]) -> int:
-        n, loss_meter, at_meters = 0, AverageValueMeter(), {}
-        accuracies = {k: AverageValueMeter() for k in topk}
+        meters, sizes = defaultdict(AverageValueMeter), []
 
         def on_forward(state: dict[str, Any]) -> None:
-            nonlocal n
             (y, at_losses), labels = state['output'], state['sample'].labels
-            n += len(labels)
-            loss_meter.add(state['loss'].item())
+            sizes.append(len(labels))
             hits = y.topk(max(topk)).indices == labels[:, None]
-            for k, accuracy in accuracies.items():
-                accuracy.add(hits[:, :k].any(1).float().mean().item())
-            for i, loss in enumerate(at_losses):
-                at_meters.setdefault(i, AverageValueMeter()).add(loss.item())
+            accuracies = [hits[:, :k].any(1).float().mean() for k in topk]
+            for i, value in enumerate([state['loss'], *accuracies, *at_losses]):
+                meters[i].add(value.item())
 
         engine = Engine()
         engine.hooks['on_forward'] = on_forward
         engine.train(h, batches, 1, optimizer)
-        return n
+        return sum(sizes)
 
     return consume
