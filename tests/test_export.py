@@ -183,7 +183,7 @@ def test_by_the_command_line(small, run_script, tmp_path):
     assert re.fullmatch(r'weights\.pth: .*\nout\.onnx: .*\n', done.stdout)
     done = run_script('tools.export', 'weights.pth', 'out.onnx')
     assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr == 'export.py: error: out.onnx is there already: remove it, or name another file\n'
+    assert done.stderr == 'export.py: error: out.onnx exists already: remove it, or name another file\n'
 
 
 def test_bad_input(small, run, capsys, tmp_path):
@@ -191,8 +191,8 @@ def test_bad_input(small, run, capsys, tmp_path):
     (tmp_path / 'page.pth').write_bytes(b'<html>')
     before = sorted(os.listdir(tmp_path))
     for arguments, words in (
-            ((small, tmp_path / 'old.hkl'), 'old.hkl is there already'),
-            ((small, tmp_path / 'no' / 'out.hkl'), 'there is no folder .*no to write out.hkl to'),
+            ((small, tmp_path / 'old.hkl'), 'old.hkl exists already'),
+            ((small, tmp_path / 'no' / 'out.hkl'), 'cannot write .*out.hkl: No such file'),
             ((tmp_path / 'page.pth', tmp_path / 'out.hkl'), 'page.pth is a web page'),
             ((tmp_path / 'nothing', tmp_path / 'out.hkl'), 'No such file'),
             (('torchvision:alexnet', tmp_path / 'out.hkl'), 'torchvision')):

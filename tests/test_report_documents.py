@@ -108,7 +108,7 @@ def picture(folder):
     (None, ['runs', '--table', '6'],
      'argument --table: invalid choice: 6 (choose from 1, 2, 3, 4, 5)'),
     (None, ['runs', '--plot', 'out.gif'], "'out.gif' does not end in .png, .svg, .pdf"),
-    (None, ['runs', '--plot', 'missing/out.png'], 'there is no folder missing'),
+    (None, ['runs', '--plot', 'missing/out.png'], 'cannot write missing/out.png'),
     (None, ['runs', '--plot_losses', 'out.png', '--csv', 'out.csv'],
      'no run has a loss to draw'),
     (None, ['--budget', 'runs', '--x', 'seconds'], '--x has no effect with --budget'),

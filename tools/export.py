@@ -1,20 +1,17 @@
-"""A trained network in the exported form, without BN, as a file for other programs.
+"""A trained network as a file for other programs, with BN folded into its convolutions.
 
     python -m tools.export logs/resnet_16_1 wrn-16-1.onnx
     python -m tools.export torchvision:resnet34 resnet-34-export.hkl
 
-The ending says the format: .pth, .hkl and .safetensors hold tensors by name, for `resnet.load` and others;
-.onnx holds the network, from `image` (N, 3, 32, 32), for ImageNet (N, 3, 224, 224), to `logits` (N, classes),
-for any N. What was written is loaded again, and kept only if it gives the logits of the network it came from.
+The ending chooses the format. .pth, .hkl and .safetensors hold tensors by name, for `resnet.load` and others.
+.onnx holds the network: `image` (N, 3, 32, 32), for ImageNet (N, 3, 224, 224), to `logits` (N, classes) for
+any N. The file is loaded again, and kept only if it gives the logits of the network.
 
 The file names the data set of the run, so that an evaluation on another one is refused: .safetensors and
-.onnx in their metadata, .hkl in an attribute of the file, .pth in an attribute `dataset` of its dictionary,
-which is an OrderedDict as the state of a module is. A key of its own would break readers that expect tensors
-only, and a file next to it would be lost.
+.onnx in their metadata, .hkl in an attribute of the file, .pth in an attribute `dataset` of its dictionary.
 """
 import argparse
 import hashlib
-import json
 import sys
 import tempfile
 import warnings
@@ -29,6 +26,7 @@ from torch import Tensor
 
 import resnet
 from layers import Network, Params
+from tools import output
 from training import checkpoint, exits, options
 from utils import InputError
 from weights import networks
@@ -39,65 +37,48 @@ PACKAGES = {'.pth': 'torch', '.hkl': 'hickle', '.safetensors': 'safetensors', '.
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = options.Parser('Write a trained network, BN folded into its convolutions, for other programs.')
+    parser = options.Parser('Write a trained network for other programs, without BN.')
     parser.add_argument('source', type=options.path, metavar='RUN',
-                        help='a run, file of weights, or torchvision:resnet34')
-    parser.add_argument('out', type=_out, metavar='OUT', help=f'file to write: {", ".join(PACKAGES)}')
+                        help='a run, a file of weights, or torchvision:resnet34')
+    parser.add_argument('out', type=output.file(*PACKAGES), metavar='OUT',
+                        help=f'file to write; its ending chooses the format: {", ".join(PACKAGES)}')
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     opt = parse(sys.argv[1:])
     if opt.out.exists():
-        raise InputError(f'{opt.out} is there already: remove it, or name another file')
-    if not opt.out.parent.is_dir():
-        raise InputError(f'there is no folder {opt.out.parent} to write {opt.out.name} to: make it first')
+        raise InputError(f'{opt.out} exists already: remove it, or name another file')
     f, params = resnet.load(opt.source)
     print(f'{opt.source}: {networks.describe(params)}')
     try:
         content, deviation = export(f, params, opt.out.suffix, checkpoint.dataset_of(opt.source))
     except ImportError as e:
-        needed = PACKAGES[opt.out.suffix]
-        raise InputError(f'{opt.out.suffix} needs packages ({e}): pip install {needed}') from None
-    try:
-        checkpoint.write_atomically(opt.out, content)
-    except OSError as e:
-        raise InputError(f'cannot write {opt.out}: {e.strerror}') from None
+        raise InputError(f'{opt.out.suffix} needs packages ({e}): '
+                         f'pip install {PACKAGES[opt.out.suffix]}') from None
+    output.write(opt.out, content)
     print(f'{opt.out}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}, '
           f'largest deviation of its logits {deviation:.1e}')
 
 
-def _out(name: str) -> Path:
-    if Path(name).suffix not in PACKAGES:
-        raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(PACKAGES)}')
-    return options.file(name)
-
-
 def export(f: Network, params: Params, suffix: str, dataset: str | None = None) -> tuple[bytes, float]:
-    """Content of a file with the exported form of a network, and how far its logits are from the network's.
+    """Content of a file with the exported form of a network, and the largest deviation of its logits.
 
-    InputError if that is more than TOLERANCE; ImportError without the packages of the format.
+    InputError if the deviation is more than TOLERANCE; ImportError without the packages of the format.
     """
-    folded = resnet.fold(params)
-    images = _images(params)
+    size = networks.image_size(params)
+    draw = torch.Generator().manual_seed(0)
+    images = [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]  # is any batch size accepted?
+    write, load = FORMATS[suffix]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'export{suffix}')
-        write, load = FORMATS[suffix]
-        write(folded, path, images[0], dataset)
+        write(resnet.fold(params), path, images[0], dataset)
         loaded = load(path)
-        deviations = [_deviation(loaded(x), f(x, params, False)[0]) for x in images]
-        deviation = torch.tensor(deviations).max().item()  # what is no number stays
+        deviation = np.max([_deviation(loaded(x), f(x, params, False)[0]) for x in images])  # NaN stays NaN
         if not deviation <= TOLERANCE:
             raise InputError(f'nothing is written: as {suffix} the logits of the network change by '
                              f'{deviation:.1e}, more than {TOLERANCE:g}')
         return path.read_bytes(), deviation
-
-
-def _images(params: Params) -> list[Tensor]:
-    """Noise in two sizes of batches, which shows an ONNX file whether it takes any."""
-    size = networks.image_size(params)
-    draw = torch.Generator().manual_seed(0)
-    return [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]
 
 
 def _deviation(logits: Tensor, expected: Tensor) -> float:
@@ -108,13 +89,11 @@ def _deviation(logits: Tensor, expected: Tensor) -> float:
 
 # --- formats ---------------------------------------------------------------------------------------------
 
-Load = Callable[[Path], Callable[[Tensor], Tensor]]  # of a file, a function from images to logits
-
 
 def _write_pth(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     state: Any = OrderedDict(params)
     if dataset:
-        state.dataset = dataset
+        state.dataset = dataset  # not an entry: readers expect tensors only
     torch.save(state, path)
 
 
@@ -128,22 +107,14 @@ def _write_hkl(params: Params, path: Path, image: Tensor, dataset: str | None) -
 
 
 def _write_safetensors(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
-    from safetensors.torch import save
-    content = save(params, metadata={'format': 'pt'})  # which readers ask for
-    if dataset:  # added here, since `save` writes two entries in any order
-        end = 8 + int.from_bytes(content[:8], 'little')
-        header = json.loads(content[8:end])
-        header['__metadata__']['dataset'] = dataset
-        text = json.dumps(header, separators=(',', ':')).encode()
-        text += b' ' * (-len(text) % 8)
-        content = len(text).to_bytes(8, 'little') + text + content[end:]
-    path.write_bytes(content)
+    from safetensors.torch import save_file
+    save_file(params, path, {'dataset': dataset} if dataset else None)
 
 
 def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     import onnx
     network = Logits(*networks.network(params)).eval()
-    with warnings.catch_warnings(action='ignore'):  # of TorchScript's age; its follower needs more packages
+    with warnings.catch_warnings(action='ignore'):  # the successor of TorchScript needs more packages
         torch.onnx.export(
             network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,
             dynamic_axes={'image': {0: 'batch'}, 'logits': {0: 'batch'}}, dynamo=False)
@@ -154,7 +125,7 @@ def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) 
 
 
 class Logits(networks.Module):
-    """A network as a module of one output."""
+    """A network as a module with one output."""
 
     def forward(self, image: Tensor) -> Tensor:
         return super().forward(image)[0]
@@ -171,9 +142,8 @@ def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(['logits'], {'image': x.numpy()})[0])
 
 
-FORMATS: dict[str, tuple[Callable[[Params, Path, Tensor, str | None], None], Load]] = {
-    '.pth': (_write_pth, _load_tensors), '.hkl': (_write_hkl, _load_tensors),
-    '.safetensors': (_write_safetensors, _load_tensors), '.onnx': (_write_onnx, _load_onnx)}
+FORMATS = {'.pth': (_write_pth, _load_tensors), '.hkl': (_write_hkl, _load_tensors),
+           '.safetensors': (_write_safetensors, _load_tensors), '.onnx': (_write_onnx, _load_onnx)}
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Networks to be drawn, and what they make of pictures: attention maps, gradients, guesses.
+"""Networks to be drawn, and what they see in pictures: attention maps, gradients, guesses.
 
     network, = looks.load(['logs/student'])
     seen = looks.look(network, picture)    # seen.guess, seen.map('sum2', 2)
@@ -26,7 +26,7 @@ MAPS = {  # Section 3.1: sign, power and reduction over channels
     'sum4': (r'$F_\mathrm{sum}^{\,4}$', 4, 'sum'), 'max': (r'$F_\mathrm{max}$', 1, 'max')}
 GRADIENT = 'gradient'  # Section 3.2
 CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
-CELLS = 56  # at most, along each side of a drawn gradient
+CELLS = 56  # most cells along a side of a drawn gradient
 
 
 class Network(NamedTuple):
@@ -37,17 +37,16 @@ class Network(NamedTuple):
     size: int  # of its images
     n_groups: int
     classes: list[str]
-    dataset: str | None  # that it was trained on, where its log or checkpoint says so
+    dataset: str | None  # that it was trained on, if its log or checkpoint says so
 
     def index(self, label: str) -> int:
-        """The class of this name or number."""
+        """The class with this name or number."""
         if label in self.classes:
             return self.classes.index(label)
         if label.isdecimal() and int(label) < len(self.classes):
             return int(label)
-        few = ', '.join(self.classes[:10]) + (', ...' if len(self.classes) > 10 else '')
-        raise InputError(f'{self.name} knows no class {label!r}: give one of {few}, '
-                         f'or a number from 0 to {len(self.classes) - 1}')
+        raise InputError(f'{self.name} has no class {label!r}: give a name, such as '
+                         f'{", ".join(self.classes[:10])}, or a number from 0 to {len(self.classes) - 1}')
 
 
 def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Network]:
@@ -57,27 +56,27 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
     found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
-        size, n = image_size(params), len(params['fc.bias'])
-        dataset = checkpoint.dataset_of(source)
-        found.append(Network(name, f, params, size, n_groups(params), class_names(dataset, size, n), dataset))
+        size, dataset = image_size(params), checkpoint.dataset_of(source)
+        classes = class_names(dataset, size, len(params['fc.bias']))
+        found.append(Network(name, f, params, size, n_groups(params), classes, dataset))
     for network in found:
         if network.n_groups != found[0].n_groups:
             raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '
-                             f'{network.n_groups}: side by side go networks of as many groups')
+                             f'{network.n_groups}: networks in a figure need the same number of groups')
     return found
 
 
 def _names(sources: Sequence[str | Path]) -> list[str]:
-    """The name of the run's folder or of the file; the whole sources if names would be the same."""
-    paths = [Path(str(source).removeprefix('torchvision:')) for source in sources]
-    paths = [path.resolve().parent if path.name == checkpoint.MODEL else path for path in paths]
-    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    """The names of the runs' folders or of the files; the whole sources if names would be the same."""
+    paths = [Path(str(source).removeprefix('torchvision:')).resolve() for source in sources]
+    paths = [path.parent if path.name == checkpoint.MODEL else path for path in paths]
+    names = [path.name if path.is_dir() else path.stem for path in paths]
     return names if len({*names}) == len(names) else [str(source) for source in sources]
 
 
 def class_names(dataset: str | None, size: int, n: int) -> list[str]:
-    """Names of the n classes of a network for images of `size`; by the usual data set if it is not known."""
-    if dataset == 'shapes' and n == len(shapes.CLASSES):
+    """Names of n classes; without a data set, those of the usual one for images of this size."""
+    if (dataset, n) == ('shapes', len(shapes.CLASSES)):
         return list(shapes.CLASSES)
     if dataset in ('CIFAR10', None) and (size, n) == (32, len(CIFAR10)):
         return CIFAR10
@@ -88,11 +87,11 @@ def class_names(dataset: str | None, size: int, n: int) -> list[str]:
 
 
 def disputed(networks: Sequence[Network], n: int, dataroot: str) -> dict[str, tuple[Tensor, str]]:
-    """The first n test images whose class the networks guess differently: (3, 32, 32) and truth, by name."""
+    """The first n test images that the networks classify differently: (3, 32, 32) and true class, by name."""
     names = {network.dataset for network in networks}
     if len(names) > 1 or not names <= data.CLASSES.keys():
         raise InputError('--disputed needs networks that were all trained on one of '
-                         f'{", ".join(data.CLASSES)}, as their runs say: name photos to draw others')
+                         f'{", ".join(data.CLASSES)}: name photos instead')
     _, test_set = data.load(names.pop(), dataroot, torch.device('cpu'))
     found: list[int] = []
     for i, sample in enumerate(data.Loader(test_set, data.TEST_BATCH['cpu'])):
@@ -108,14 +107,14 @@ def disputed(networks: Sequence[Network], n: int, dataroot: str) -> dict[str, tu
 
 
 class Look(NamedTuple):
-    """What a network makes of a picture."""
+    """What a network sees in a picture."""
     groups: tuple[Tensor, ...]  # activations (C, h, w)
-    gradient: Tensor  # of the loss by the normalised picture, (3, size, size)
+    gradient: Tensor  # of the loss with respect to the normalised picture, (3, size, size)
     guess: str  # the class it predicts
     probability: float
 
     def map(self, kind: str, group: int | None) -> Tensor:
-        """One of MAPS of a group, (h, w), or sum |dCE/dx| over colours, (size, size); from 0 to 1.
+        """One of MAPS of a group (h, w), or sum |dCE/dx| over colours (size, size); from 0 to 1.
 
         The gradient of a large picture is a few bright dots: it is averaged over areas, to CELLS x CELLS.
         """
@@ -129,9 +128,9 @@ class Look(NamedTuple):
 
 
 def look(network: Network, picture: Tensor, label: str = '') -> Look:
-    """What a network makes of a picture as `prepare` gives it, uint8 (size, size, 3).
+    """What a network sees in a picture that `photos.prepare` made, uint8 (size, size, 3).
 
-    The gradient is that of the cross-entropy with `label`, a class by name or number, or else with the guess.
+    The gradient is that of the cross-entropy with `label`, a class by name or number, or with the guess.
     """
     normalize = images.normalize if network.size == images.SIZE else data.normalize
     x = normalize(picture[None]).requires_grad_()

@@ -14,12 +14,9 @@ PICTURES = {'.png': None, '.svg': {'Date': None}, '.pdf': {'CreationDate': None}
 def file(*endings: str) -> Callable[[str], Path]:
     """The type of an option that names a file to write, with one of these endings if there are any."""
     def convert(name: str) -> Path:
-        path = options.file(name)
-        if endings and path.suffix not in endings:
+        if endings and Path(name).suffix not in endings:
             raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(endings)}')
-        if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f'there is no folder {path.parent}: make it first')
-        return path
+        return options.file(name)
     return convert
 
 

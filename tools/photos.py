@@ -1,4 +1,4 @@
-"""Photos to look at: found, read and cut to what a network sees of them.
+"""Photos: found, read, and cut to the picture that a network sees.
 
     for path in photos.find(['folder', 'photo.jpg']):
         picture = photos.prepare(photos.read(path), size=32)
@@ -15,43 +15,35 @@ from utils import InputError
 
 
 def find(photos: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, and of folders the images in them and their sub-folders, by name."""
+    """Files, and all images in folders and their sub-folders, sorted by name."""
     found = []
     for path in map(Path, photos):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folders.ENDINGS and p.is_file()
+        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folders.ENDINGS
                         and not any(part.startswith('.') for part in p.relative_to(path).parts))
-        if not inside:
-            raise InputError(f'the folder {path} has no photos in it, as {", ".join(folders.ENDINGS[:3])}: '
-                             'name another')
-        found += inside
+        if path.is_dir() and not inside:
+            raise InputError(f'the folder {path} has no photos in it: name another')
+        found += inside if path.is_dir() else [path]
     return found
 
 
 def read(path: Path | str) -> Tensor:
     """The image in a file, uint8 (3, H, W)."""
     try:
-        with warnings.catch_warnings(action='ignore'):  # of PIL, about EXIF that nobody reads
+        with warnings.catch_warnings(action='ignore'):  # PIL warns about EXIF, which is not used
             return images.decode(Path(path).read_bytes())
     except OSError as e:
         raise InputError(f'cannot read the photo {path}: {e.strerror}') from None
     except images.Damaged as e:
-        raise refusal(path, e) from None
+        raise InputError(f'{path} cannot be drawn ({e}): leave it out, or name another photo') from None
 
 
-def refusal(name: Path | str, reason: images.Damaged) -> InputError:
-    return InputError(f'{name} is no photo that can be drawn ({reason}): leave it out, or name another')
-
-
-def prepare(image: Tensor, size: int) -> Tensor:
-    """What a network for images of `size` sees of an image, uint8 (3, H, W) -> (size, size, 3).
-
-    Damaged if the image is too long and thin.
-    """
-    if size == images.SIZE:
-        image = images.crop(image, 'center', rng=None)  # which needs no draws
-    else:
-        image = images.resize(center_crop(image, min(image.shape[1:])), size, size)
+def prepare(image: Tensor, size: int, name: str = 'the image') -> Tensor:
+    """What a network for images of `size` sees of an image, uint8 (3, H, W) -> (size, size, 3)."""
+    try:
+        if size == images.SIZE:
+            image = images.crop(image, 'center', rng=None)  # draws nothing
+        else:
+            image = images.resize(center_crop(image, min(image.shape[1:])), size, size)
+    except images.Damaged as e:
+        raise InputError(f'{name} cannot be drawn ({e}): leave it out, or name another photo') from None
     return image.permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Where networks look: attention maps and gradients over photos, network beside network.
+"""Where networks look: attention maps and gradients over photos, with a column for each network.
 
     python -m tools.visualize PHOTO --weights logs/teacher logs/student logs/student_at --save attention.png
     python -m tools.visualize photos --weights torchvision:resnet34 --maps sum2 --groups [3] --save maps.pdf
@@ -6,143 +6,131 @@
 
 A network sees a photo as it sees test images: the middle as 32 x 32 for CIFAR, the central crop of 224 x 224
 for ImageNet. Each map is drawn relative to its own largest value, over the picture in gray (bilinear in
-between) and bare (its elements as they are). Groups count from 0, as in names of tensors and in --at_groups.
-
-Photos share a figure, one below another, as long as it has at most ROWS rows of maps; those left go to
-attention-2.png, attention-3.png and so on.
+between) or bare (its elements as they are). Groups count from 0, as in tensor names and in --at_groups.
 """
 import argparse
-import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from inputs import images
-from tools.looks import GRADIENT, MAPS, Look, Network, disputed, load, look
-from tools.photos import find, prepare, read, refusal
-from training import checkpoint, exits, options
+from tools import output
+from tools.looks import GRADIENT, MAPS, Network, disputed, load, look
+from tools.photos import find, prepare, read
+from training import exits, options
 from utils import InputError
 from weights.networks import describe
 
-STYLES = {'both': ('overlay', 'bare'), 'overlay': ('overlay',), 'bare': ('bare',)}
-FORMATS = {'.png': None, '.svg': {'Date': None}, '.pdf': {'CreationDate': None}}  # the same file every time
 TITLE = 'Where the networks look'
-ROWS = 24  # of maps in a figure of several photos
+# Dark to bright in equal steps of lightness: gray prints and colour-blind readers show the same order.
+COLOURS = colormaps['inferno']
+OPACITY = 0.6  # of a map over a picture
+RIGHT, WRONG = ('\N{CHECK MARK}', '#1a6e3c'), ('\N{BALLOT X}', '#b3261e')  # a guess where the truth is known
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = options.Parser('Draw what networks attend to in photos, network beside network.')
-    parser.add_argument('photos', nargs='*', type=options.path, metavar='PHOTO',
-                        help='photo, or folder with photos in it')
+    parser = options.Parser('Draw where networks look in photos, with a column for each network.')
+    parser.add_argument('photos', nargs='*', type=options.path, metavar='PHOTO', default='',
+                        help='photo, or folder of photos')
     parser.add_argument('--disputed', type=options.count, default=0, metavar='N',
-                        help='no photos, but the first N test images on which the networks disagree')
+                        help='instead of photos, draw the first N test images on which the networks disagree')
     parser.add_argument('--dataroot', type=options.path, default='.', metavar='FOLDER',
-                        help='with --disputed: where CIFAR is, or is downloaded to')
+                        help='with --disputed: folder of CIFAR, which is downloaded if it is not there')
     parser.add_argument('--weights', nargs='+', type=options.path, required=True, metavar='RUN',
-                        help='runs, files of weights, or torchvision:resnet34; as a rule the teacher first')
-    parser.add_argument('--save', type=_picture, required=True, metavar='FILE',
-                        help=f'figure to write: {", ".join(FORMATS)}')
-    parser.add_argument('--names', nargs='+', default=[], metavar='NAME',
-                        help='of the networks; those of the folders or files by default')
+                        help='runs, files of weights, or torchvision:resnet34; usually the teacher first')
+    parser.add_argument('--save', type=output.picture, required=True, metavar='FILE',
+                        help=f'figure to write: {", ".join(output.PICTURES)}')
+    parser.add_argument('--names', nargs='+', default='', metavar='NAME',
+                        help='names of the networks (default: those of the folders or files)')
     parser.add_argument('--maps', nargs='+', choices=[*MAPS, GRADIENT], default=['sum2', GRADIENT],
                         help='sum over channels of |A|, |A|^2, |A|^4; maximum of |A|; gradient of the loss')
-    parser.add_argument('--groups', type=options.int_list, default=[], metavar='LIST',
-                        help='such as [0,2]; all by default')
-    parser.add_argument('--style', choices=STYLES, default='both',
-                        help='maps over the picture in gray, bare, or both')
+    parser.add_argument('--groups', type=options.int_list, default='', metavar='[0,2]',
+                        help='groups of layers (default: all)')
+    parser.add_argument('--style', choices=['overlay', 'bare'], default='overlay',
+                        help='maps over the picture in gray, or maps alone')
     parser.add_argument('--label', default='', metavar='CLASS',
-                        help="class of the gradient's loss, name or number; each network's guess by default")
-    parser.add_argument('--title', default=TITLE, help='of the figure')
+                        help="class of the gradient's loss, name or number (default: each network's guess)")
+    parser.add_argument('--title', default=TITLE, help='title of the figure')
     opt = parser.parse_args(arguments)
     if bool(opt.photos) == bool(opt.disputed):
-        parser.error('give either PHOTO, one or several, or --disputed N for test images')
-    if opt.dataroot != parser.get_default('dataroot') and not opt.disputed:
-        parser.error('--dataroot has no effect without --disputed')
-    if opt.label and GRADIENT not in opt.maps:
-        parser.error('--label is the class of the gradient, which --maps leaves out: add it, or drop --label')
-    if opt.groups and opt.maps == [GRADIENT]:
-        parser.error('the gradient has no groups: drop --groups, or add --maps sum2')
+        parser.error('give PHOTO, one or several, or --disputed N for test images')
     return opt
 
 
 def main() -> None:
     opt = parse(sys.argv[1:])
-    if not opt.save.parent.is_dir():
-        raise InputError(f'there is no folder {opt.save.parent} to write {opt.save.name} to: make it first')
-    names = [str(path) for path in find(opt.photos)]
+    paths = find(opt.photos)
     networks = load(opt.weights, opt.names)
     for network in networks:
         print(f'{network.name}: {describe(network.params)}')
-    n_rows = len(rows(networks, opt.maps, opt.groups))
-    known: dict[str, tuple[Tensor, str]] = {}
-    if opt.disputed:
-        known = disputed(networks, opt.disputed, opt.dataroot)
-        names = list(known)
-    n = max(ROWS // n_rows, 1)
-    for i in range(0, len(names), n):
-        pictures = {name: known[name][0] if known else read(name) for name in names[i:i + n]}
-        truths = {name: truth for name, (_, truth) in known.items()}
-        drawn = figure(pictures, networks, opt.maps, opt.groups, opt.style, opt.label, opt.title, truths)
-        path = opt.save.with_stem(f'{opt.save.stem}-{i // n + 1}') if i else opt.save
-        try:
-            checkpoint.write_atomically(path, content(drawn, path.suffix))
-        except OSError as e:
-            raise InputError(f'cannot write {path}: {e.strerror}') from None
-        print(f'{path}: {len(pictures)} of {len(names)} {"test images" if known else "photos"}')
-
-
-def _picture(name: str) -> Path:
-    if Path(name).suffix not in FORMATS:
-        raise argparse.ArgumentTypeError(f'{name!r} does not end in {", ".join(FORMATS)}')
-    return options.file(name)
+    known = disputed(networks, opt.disputed, opt.dataroot) if opt.disputed else {}
+    pictures = {name: image for name, (image, _) in known.items()}
+    pictures |= {str(path): read(path) for path in paths}
+    truths = {name: truth for name, (_, truth) in known.items()}
+    page = figure(pictures, networks, opt.maps, opt.groups, opt.style, opt.label, opt.title, truths)
+    output.write(opt.save, output.drawn(page, opt.save.suffix))
+    print(f'{opt.save}: {len(pictures)} {"test images" if known else "photos"}')
 
 
 # --- the figure ------------------------------------------------------------------------------------------
 
-# Dark to bright in equal steps of lightness, so that gray prints and colour-blind eyes see the same order.
-COLOURS = colormaps['inferno']
-OPACITY = 0.6  # of a map over a picture
-# Inches: side of a panel, and of one where a picture has one map; gap within a network, between networks,
-# column of labels, margin
-PANEL, LARGE, GAP, BETWEEN, LABELS, MARGIN = 1.6, 2.2, 0.06, 0.3, 1.15, 0.25
-TOP, HEAD, BOTTOM = 1.15, 0.58, 0.85  # title and names, head of a photo's block, colour bar
-SUBTITLE = 0.25
-RIGHT, WRONG = ('\N{CHECK MARK}', '#1a6e3c'), ('\N{BALLOT X}', '#b3261e')  # a guess where the truth is known
 
+def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Sequence[str] = ('sum2', GRADIENT),
+           groups: Sequence[int] = (), style: str = 'overlay', label: str = '', title: str = TITLE,
+           truths: Mapping[str, str] = MappingProxyType({})) -> Figure:
+    """A block for each picture (uint8 (3, H, W), by name): a row for each map, a column for each network.
 
-class Page:
-    """A figure in inches, from its upper left corner."""
-
-    def __init__(self, width: float, height: float):
-        self.width, self.height = width, height
-        self.figure = Figure((width, height), facecolor='white')
-
-    def text(self, x: float, y: float, string: str, **more) -> None:
-        usual = {'ha': 'center', 'va': 'bottom', 'fontsize': 10, 'parse_math': False}
-        self.figure.text(x / self.width, 1 - y / self.height, string, **usual | more)
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        return self.figure.add_axes((x / self.width, 1 - (y + height) / self.height,
-                                     width / self.width, height / self.height))
-
-    def panel(self, x: float, y: float, side: float, image: Tensor, **more) -> None:
-        axes = self.axes(x, y, side, side)
-        axes.imshow(image.numpy(), interpolation='nearest', **more)
-        axes.set_axis_off()
+    truths: the true classes of pictures by name, where they are known.
+    """
+    wanted = rows(networks, maps, groups)
+    n_rows, n_columns = len(pictures) * len(wanted), 1 + len(networks)
+    labels = len(wanted) > 1  # one map is named once, at the top
+    page = Figure((2.1 * n_columns + 0.8 * labels, 1.6 + 2.1 * n_rows + 0.4 * len(pictures)),
+                  layout='constrained')
+    page.suptitle(title, fontsize=14, parse_math=False)
+    head, *grid = page.subplots(1 + n_rows, n_columns, height_ratios=[0.25, *[1] * n_rows])
+    for axes in (*head, *np.ravel(grid)):
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    for axes, network in zip(head[1:], networks, strict=True):
+        _write(axes, f'{_lines(network.name)}\n{describe(network.params).split(",")[0]}', weight='bold',
+               parse_math=False)
+    for i, (name, image) in enumerate(pictures.items()):
+        block = np.array(grid[i * len(wanted):(i + 1) * len(wanted)])
+        picture, truth = prepare(image, networks[0].size, name), truths.get(name, '')
+        above, below = (truth, name) if truth else (Path(name).stem, f'as seen, {_size(picture)}')
+        block[0, 0].imshow(picture.numpy())
+        block[0, 0].set_title(f'{_lines(above)}\n{below}', fontsize=10, parse_math=False)
+        for network, column in zip(networks, block.T[1:], strict=True):
+            seen = look(network, picture, label)
+            guess = f'{seen.guess}, {100 * seen.probability:.1f}\N{NO-BREAK SPACE}%'
+            mark, colour = ('', 'black') if not truth else RIGHT if seen.guess == truth else WRONG
+            column[0].set_title(_lines(f'{mark} {guess}'.strip(), n=3), color=colour, fontsize=10,
+                                parse_math=False)
+            for axes, (kind, group) in zip(column, wanted, strict=True):
+                q = seen.map(kind, group)
+                shown = overlay(picture, q) if style == 'overlay' else q
+                axes.imshow(shown.numpy(), cmap=COLOURS, vmin=0, vmax=1)  # colours are for q alone
+                if network is networks[0] and (labels or not i):
+                    _write(axes if labels else head[0], _label(kind, group, network, label, q), left=labels)
+    bar = page.colorbar(ScalarMappable(cmap=COLOURS), ax=list(np.ravel(grid)), location='bottom', aspect=25,
+                        shrink=0.5, fraction=0.13 / page.get_figheight(), pad=0.02, ticks=[0, 0.5, 1])
+    bar.set_label('attention, relative to its largest value')
+    return page
 
 
 def rows(networks: Sequence[Network], maps: Sequence[str], groups: Sequence[int]) -> list[tuple]:
-    """(map, group) of each row of panels; the gradient has no group. No groups: all."""
+    """(map, group) of each row of panels; the gradient has no group. Without groups: all."""
     n = networks[0].n_groups
     if wrong := [g for g in groups if g >= n]:
         raise InputError(f'there is no group {wrong[0]}: the networks have groups 0 to {n - 1}')
@@ -150,80 +138,18 @@ def rows(networks: Sequence[Network], maps: Sequence[str], groups: Sequence[int]
             for group in ([None] if kind == GRADIENT else groups or range(n))]
 
 
-def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Sequence[str] = ('sum2', GRADIENT),
-           groups: Sequence[int] = (), style: str = 'both', label: str = '', title: str = TITLE,
-           truths: Mapping[str, str] = MappingProxyType({})) -> Figure:
-    """A block for each picture (uint8 (3, H, W), by name): a row for each map, a column for each network.
-
-    truths: classes of pictures by their names, where they are known. With one map and one style its label is
-    below the title, and panels are large.
-    """
-    wanted, styles = rows(networks, maps, groups), STYLES[style]
-    single = len(wanted) == len(styles) == 1
-    side, labels, top = (LARGE, BETWEEN, TOP + SUBTITLE) if single else (PANEL, LABELS, TOP)
-    column = len(styles) * (side + GAP) - GAP
-    lefts = [MARGIN + side + labels + i * (column + BETWEEN) for i in range(len(networks))]
-    height = top + len(pictures) * (HEAD + len(wanted) * (side + GAP)) + BOTTOM
-    page = Page(lefts[-1] + column + MARGIN, height)
-    middle = page.width / 2
-    page.text(middle, 0.4, title, fontsize=14)
-    for network, x in zip(networks, lefts, strict=True):
-        page.text(x + column / 2, top - 0.25, _lines(network.name, column, 12), fontsize=12, weight='bold')
-        page.text(x + column / 2, top - 0.05, describe(network.params).split(',')[0], color='0.35')
-    y = top
-    for name, image in pictures.items():
-        try:
-            picture = prepare(image, networks[0].size)
-        except images.Damaged as e:
-            raise refusal(name, e) from None
-        looks = [look(network, picture, label) for network in networks]
-        y += HEAD
-        _heads(page, y, side, name, picture, truths.get(name, ''))
-        for seen, x in zip(looks, lefts, strict=True):
-            _guess(page, x, y, column, seen, truths.get(name, ''))
-        for kind, group in wanted:
-            drawn = [seen.map(kind, group) for seen in looks]
-            said = _label(kind, group, networks[0], label, drawn[0])
-            if not single:
-                page.text(lefts[0] - 0.1, y + side / 2, '\n'.join(said), ha='right', va='center',
-                          parse_math=True)
-            elif y == top + HEAD:  # once
-                page.text(middle, 0.4 + 0.28, ', '.join(said), color='0.35', parse_math=True)
-            for q, x in zip(drawn, lefts, strict=True):
-                for i, way in enumerate(styles):
-                    place = x + i * (side + GAP), y, side
-                    if way == 'overlay':
-                        page.panel(*place, overlay(picture, q))
-                    else:
-                        page.panel(*place, q, cmap=COLOURS, vmin=0, vmax=1)
-            y += side + GAP
-    bar = page.axes(middle - 1.5, page.height - 0.63, 3, 0.13)
-    page.figure.colorbar(ScalarMappable(cmap=COLOURS), bar, orientation='horizontal', ticks=[0, 0.5, 1])
-    bar.set_xlabel('attention, relative to its largest value', fontsize=10)
-    return page.figure
+def _write(axes: Axes, text: str, left: bool = False, **more: Any) -> None:
+    """Text in an empty panel, or to the left of a map."""
+    x, alignment = (-0.05, 'right') if left else (0.5, 'center')
+    axes.text(x, 0.5, text, ha=alignment, va='center', transform=axes.transAxes, **more)
 
 
-def _heads(page: Page, y: float, side: float, name: str, picture: Tensor, truth: str) -> None:
-    """The picture, with its name or its class above it."""
-    above, below = (truth, name) if truth else (Path(name).stem, f'as seen, {_size(picture)}')
-    page.text(MARGIN + side / 2, y - 0.06, _lines(above, side), weight='bold' if truth else 'normal')
-    page.panel(MARGIN, y, side, picture)
-    page.text(MARGIN + side / 2, y + side + 0.2, below, color='0.35')
-
-
-def _guess(page: Page, x: float, y: float, column: float, seen: Look, truth: str) -> None:
-    """What a network guesses, above its column; right or wrong where the truth is known."""
-    guess = f'{seen.guess}, {100 * seen.probability:.1f}\N{NO-BREAK SPACE}%'
-    mark, colour = ('', 'black') if not truth else RIGHT if seen.guess == truth else WRONG
-    page.text(x + column / 2, y - 0.06, _lines(f'{mark} {guess}'.strip(), column, n=3), color=colour)
-
-
-def _label(kind: str, group: int | None, network: Network, label: str, q: Tensor) -> list[str]:
+def _label(kind: str, group: int | None, network: Network, label: str, q: Tensor) -> str:
     """What a row of maps shows."""
     if kind == GRADIENT:
         target = network.classes[network.index(label)] if label else 'its guess'
-        return ['gradient', r'$|\partial\,\mathrm{CE}/\partial\,x|$', f'of {target}', _size(q)]
-    return [MAPS[kind][0], f'group {group}', _size(q)]
+        return f'gradient\n$|\\partial\\,\\mathrm{{CE}}/\\partial\\,x|$\nof {target}\n{_size(q)}'
+    return f'{MAPS[kind][0]}\ngroup {group}\n{_size(q)}'
 
 
 def overlay(picture: Tensor, q: Tensor) -> Tensor:
@@ -234,22 +160,14 @@ def overlay(picture: Tensor, q: Tensor) -> Tensor:
     return (1 - OPACITY) * gray[..., None] + OPACITY * colour
 
 
-def _lines(string: str, inches: float, size: int = 10, n: int = 2) -> str:
-    """At most n lines that fit a column's width."""
-    string = string.encode(errors='replace').decode()  # names of files may be no text
-    return '\n'.join(textwrap.wrap(string, int(105 * inches / size), max_lines=n, placeholder=' ...'))
+def _lines(string: str, n: int = 2) -> str:
+    """At most n lines of the width of a column."""
+    string = string.encode(errors='replace').decode()  # file names may not be text
+    return '\n'.join(textwrap.wrap(string, 22, max_lines=n, placeholder=' ...'))
 
 
 def _size(image: Tensor) -> str:
     return f'{image.shape[0]} x {image.shape[1]}'
-
-
-def content(page: Figure, ending: str) -> bytes:
-    """The figure as a file."""
-    file = io.BytesIO()
-    with rc_context({'svg.hashsalt': 'the same names every time', 'svg.fonttype': 'none'}):
-        page.savefig(file, format=ending[1:], dpi=150, metadata=FORMATS[ending])
-    return file.getvalue()
 
 
 if __name__ == '__main__':
