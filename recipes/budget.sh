@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# What a teacher is worth when training is short, CIFAR-10: WRN-16-1 alone, and from one WRN-16-2 by attention
-# transfer, distillation, and both, for each number of epochs in EPOCHS_LIST. `make budget`; recipes/common.sh
-# tells the other settings. EPOCHS is that of the teacher, which is trained with the first of SEEDS.
+# What a teacher is worth when training is short, on CIFAR-10: WRN-16-1 alone, and from WRN-16-2 with attention
+# transfer, distillation and both, for each number of epochs in EPOCHS_LIST. The teacher is trained for EPOCHS.
+# `make budget`; recipes/common.sh explains the other settings.
+#
+# Runs of EPOCHS have the names of Table 1: with LOGS=logs/table1, finished ones are not trained again.
 SEEDS=${SEEDS:-1 2 3}
 EPOCHS=${EPOCHS:-30}
 EPOCHS_LIST=${EPOCHS_LIST:-5 10 20 30 60}
@@ -13,25 +15,25 @@ for epochs in $EPOCHS_LIST; do
         0* | *[!0-9]*) refuse "EPOCHS_LIST=$EPOCHS_LIST: give whole numbers of epochs from 1, such as '5 10 20'" ;;
     esac
 done
-teacher=$LOGS/${SEEDS%% *}/wrn_16_2
 
-# taught METHOD OPTIONS...
-taught() {
-    local method=$1
-    shift
-    cifar "wrn_16_1_${method}_$EPOCHS" $wrn_16_1 --teacher_id "$teacher" "$@"
+# students SUFFIX
+students() {
+    cifar "wrn_16_1$1" $wrn_16_1
+    student wrn_16_1 wrn_16_2 "at$1" --beta 1e+3
+    student wrn_16_1 wrn_16_2 "kd$1" --alpha 0.9
+    student wrn_16_1 wrn_16_2 "at_kd$1" --beta 1e+3 --alpha 0.9 --beta_decay linear
 }
 
 rows() {
-    local seed=${SEEDS%% *} EPOCHS=$EPOCHS
-    alone wrn_16_2
-    stage
-    for EPOCHS in $EPOCHS_LIST; do
-        for seed in $SEEDS; do
-            cifar "wrn_16_1_alone_$EPOCHS" $wrn_16_1
-            taught at --beta 1e+3
-            taught kd --alpha 0.9
-            taught at_kd --beta 1e+3 --alpha 0.9 --beta_decay linear
+    local seed epochs of_teacher=$EPOCHS
+    for seed in $SEEDS; do
+        alone wrn_16_2
+        for epochs in $EPOCHS_LIST; do
+            if [ "$epochs" = "$of_teacher" ]; then
+                students ''
+            else
+                EPOCHS=$epochs students "_$epochs"
+            fi
         done
     done
 }

@@ -1,13 +1,15 @@
-# What the recipes of the paper's tables share. A recipe defines `rows`, which writes commands for tools/jobs.py,
-# and ends with `table N`. Settings come from the environment:
-#   JOBS=4 runs so many at once, GPUS=0,1 on these GPUs in turn
-#   EPOCHS=12 shortens the schedule, drops of the learning rate in proportion
-#   SCHEDULE=linear or cosine in place of drops; WARMUP=1 epochs; LR=0.1, the learning rate at its peak
-#   SEEDS='1 2 3', DATASET=CIFAR100, LOGS=folder, PYTHON=python3
-#   ARGS='--dataroot data --device cpu' goes to every run
-#   PRINT=1 only writes the commands
-# A recipe that was stopped goes on where it was when it is started again.
-set -euf  # f: [60,120,160] is no pattern of file names
+# What the recipes have in common. A recipe defines `rows`, which prints commands for tools/jobs.py, and ends with
+# `table N`. Settings come from the environment:
+#   JOBS=4                     number of runs at the same time
+#   GPUS=0,1                   GPUs that the runs use in turn
+#   EPOCHS=12                  length of the runs; the steps of the learning rate move in proportion
+#   SCHEDULE=linear            or cosine, instead of steps of the learning rate
+#   WARMUP=1 LR=0.1            warm-up in epochs; learning rate at its highest
+#   SEEDS='1 2 3'  DATASET=CIFAR100  LOGS=folder  PYTHON=python3
+#   ARGS='--dataroot data'     options for every run
+#   PRINT=1                    print the commands and train nothing
+# A recipe that was stopped resumes when it is started again.
+set -euf  # f: [60,120,160] is not a pattern of file names
 cd "$(dirname "$0")/.."
 
 refuse() {
@@ -22,15 +24,15 @@ case $LOGS in
 esac
 SEEDS=${SEEDS:-1 2 3 4 5}
 case ${EPOCHS:-1} in
-    0* | *[!0-9]*) refuse "EPOCHS=$EPOCHS: give the epochs of each run as a whole number from 1" ;;
+    0* | *[!0-9]*) refuse "EPOCHS=$EPOCHS: give the number of epochs, a whole number from 1" ;;
 esac
 
-# scaled T D: where the start of epoch D of T lies in EPOCHS epochs.
+# scaled T D: the epoch of EPOCHS that corresponds to epoch D of T.
 scaled() {
     echo $((1 + (2 * ($2 - 1) * ${EPOCHS:-$1} + $1) / (2 * $1)))
 }
 
-# schedule T D...: options for T epochs with drops at epochs D, or for EPOCHS in proportion; or SCHEDULE.
+# schedule T D...: options for T epochs with steps at epochs D, in proportion if EPOCHS is set; or SCHEDULE.
 schedule() {
     echo "--epochs ${EPOCHS:-$1}${WARMUP:+ --warmup $WARMUP}${LR:+ --lr $LR}"
     if [ "${SCHEDULE:-step}" != step ]; then
@@ -49,7 +51,7 @@ schedule() {
     echo "--epoch_step [${drops#,}]"
 }
 
-# quoted WORD...: for any locale, which %q of printf is not.
+# quoted WORD...: words for a shell, in any locale (%q of printf depends on it).
 quoted() {
     local word quote="'\\''"
     for word; do
@@ -60,17 +62,12 @@ quoted() {
     done
 }
 
-# run SCRIPT NAME OPTIONS...: a run with $seed.
+# run SCRIPT NAME OPTIONS...: the command of a run with $seed.
 run() {
     local script=$1 name=$2
     shift 2
     quoted "$script" --save "$LOGS/$seed/$name" --seed "$seed" "$@"
     echo "${ARGS:-}"
-}
-
-# All before must have ended well before what follows starts.
-stage() {
-    echo wait
 }
 
 # --- CIFAR: variables that name networks -----------------------------------------------------------------------
@@ -103,7 +100,7 @@ student() {
 
 # --- what a recipe does ----------------------------------------------------------------------------------------
 
-# train COMMANDS, or write them.
+# train COMMANDS, or print them.
 train() {
     if [ -n "${PRINT:-}" ]; then
         printf '%s\n' "$1"
@@ -112,10 +109,10 @@ train() {
     printf '%s\n' "$1" | "$PYTHON" -m tools.jobs --parent $$ --jobs "${JOBS:-1}" --gpus "${GPUS:-}"
 }
 
-# table N: train all rows, report Table N.
+# table N: train all rows and report Table N.
 table() {
     local commands
-    commands=$(set -e; rows)  # bash takes it back in $( )
+    commands=$(set -e; rows)  # $( ) would ignore the outer set -e
     train "$commands"
     if [ -z "${PRINT:-}" ]; then
         "$PYTHON" -m tools.report --table "$1" "$LOGS" --plot "$LOGS/curves.png"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A teacher and four students on the built-in shapes: their table of errors, their curves, and where they look.
-# `make demo`; two runs at a time, JOBS=1 for one. SEEDS='1 2 3' trains them once for each seed, ARGS='--dtype float'
-# goes to every run. A second call repeats no epoch that is done.
+# `make demo`. Two runs at the same time, with JOBS=1 one. SEEDS='1 2 3' trains them once for each seed.
+# ARGS='--dtype float' goes to every run. A second call does not repeat finished epochs.
 SEEDS=${SEEDS:-1} JOBS=${JOBS:-2}
 . "$(dirname "$0")/common.sh"
 
@@ -22,9 +22,6 @@ rows() {
     for seed in $SEEDS; do
         shapes teacher --depth 16
         shapes alone --depth 10
-    done
-    stage
-    for seed in $SEEDS; do
         student at_kd --beta 1e+3 --alpha 0.9 --beta_decay linear
         student at --beta 1e+3
         student kd --alpha 0.9
@@ -40,7 +37,7 @@ runs=$LOGS/${SEEDS%% *}
     --names teacher 'student alone' 'student with AT+KD' --maps sum2 --groups '[1]' --style overlay \
     --title 'Where they look: the first test images on which they disagree' --save "$LOGS/attention.png"
 
-# What was seen, in one line.
+# The result in one line.
 "$PYTHON" - "$LOGS" <<'END'
 import sys
 from statistics import median

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every row of every table and every other loss, for two epochs of a few steps, on the built-in shapes: `make smoke`. Errors mean
-# nothing here. Without LOGS=folder it begins anew each time.
+# Every row of every table and every loss of other papers for two epochs of a few steps, on the built-in shapes:
+# `make smoke`. The errors mean nothing. Without LOGS=folder it starts from the beginning each time.
 [ -n "${LOGS:-}" ] || rm -rf "$(dirname "$0")/../logs/smoke"
 . "$(dirname "$0")/common.sh"
 export PYTHON LOGS SEEDS=1 EPOCHS=2
@@ -9,7 +9,7 @@ seed=1
 options=${ARGS:-}
 small="--width 0.125 --batch_size 5 --lr 1e-3 --nthread 0 $options"  # of imagenet.py
 
-# An image of each class to train with, one to test.
+# One image of each class for training, and one for testing.
 "$PYTHON" - "$images" <<'END'
 import sys
 from pathlib import Path
@@ -26,15 +26,13 @@ for image, label in zip(*shapes.make(20, seed=0)):
     Image.fromarray(image).save(file)
 END
 
-# commands N: those of Table N, into a folder of its own.
+# commands N: the commands of Table N, in a folder of its own.
 commands() {
-    stage
     PRINT=1 LOGS=$LOGS/table$1 bash "recipes/table$1.sh"
 }
 
 # The losses of other papers, several in a run, with a teacher of Table 1.
 rivals() {
-    stage
     rival groups --fitnet_weight 1 --vid_weight 1 --nst_weight 1 --sp_weight 1
     rival embeddings --rkd_distance_weight 1 --rkd_angle_weight 1 --pkt_weight 1 --cc_weight 1
     rival logits --dkd_weight 1 --dist_weight 1 --alpha 0.9 --kd_logits standardized --beta 1 --at_norm paper

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Table 1, CIFAR-10: attention transfer, full-activation transfer, distillation, and both, for four pairs; median
-# of five seeds. `make table1`; recipes/common.sh tells the settings. PAIRS='wrn_16_1:wrn_16_2' trains only these
-# students and teachers.
+# Table 1, CIFAR-10: attention transfer, full-activation transfer, distillation and AT+KD for four pairs; median of
+# five seeds. `make table1`; recipes/common.sh explains the settings. PAIRS='wrn_16_1:wrn_16_2' trains only
+# these students and teachers.
 . "$(dirname "$0")/common.sh"
 PAIRS=${PAIRS:-nin_thin:nin_wide wrn_16_1:wrn_16_2 wrn_16_1:wrn_40_1 wrn_16_2:wrn_40_2}
 networks='nin_wide wrn_16_2 wrn_40_1 wrn_40_2 nin_thin wrn_16_1'
@@ -30,9 +30,6 @@ rows() {
                 *" $network "*) alone "$network" ;;
             esac
         done
-    done
-    stage
-    for seed in $SEEDS; do
         for pair in $PAIRS; do
             pair "${pair%%:*}" "${pair#*:}"
         done

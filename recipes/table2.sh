@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Table 2, CIFAR-10, WRN-16-2 to WRN-16-1: attention mapping functions, and attention transfer at one group alone;
-# median of five seeds. `make table2`; recipes/common.sh tells the settings.
+# Table 2, CIFAR-10, WRN-16-2 to WRN-16-1: attention mapping functions, and attention transfer at one group only;
+# median of five seeds. `make table2`; recipes/common.sh explains the settings.
 #
-# Runs have the names of Table 1: with LOGS=logs/table1 those that are there already are not trained again.
+# Runs have the names of Table 1: with LOGS=logs/table1, finished ones are not trained again.
 . "$(dirname "$0")/common.sh"
 
 rows() {
@@ -10,9 +10,6 @@ rows() {
     for seed in $SEEDS; do
         alone wrn_16_2
         alone wrn_16_1
-    done
-    stage
-    for seed in $SEEDS; do
         student wrn_16_1 wrn_16_2 at --beta 1e+3
         student wrn_16_1 wrn_16_2 at_sum1 --beta 1e+3 --map_p 1
         student wrn_16_1 wrn_16_2 at_sum4 --beta 1e+3 --map_p 4

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Table 3, CIFAR-10, gradient-based attention transfer and its rivals for a thin NIN without BN, weight decay and
-# ReLU before pooling, images mirrored but not cropped; one seed, as in the paper. `make table3`;
-# recipes/common.sh tells the settings.
+# Table 3, CIFAR-10: gradient-based attention transfer and other methods for a thin NIN without BN, weight decay
+# and ReLU before pooling. Images are mirrored but not cropped. One seed, as in the paper. `make table3`;
+# recipes/common.sh explains the settings.
 SEEDS=${SEEDS:-1}
 . "$(dirname "$0")/common.sh"
 
-STUDENT_LR=${LR:-0.01}  # without BN 0.1 and 0.05 diverged in 60 steps at batch size 32
-# The paper gives no weights of the three losses on gradients. With 1 they begin at a tenth to a
-# fifth of the cross-entropy; they are not tuned.
+STUDENT_LR=${LR:-0.01}  # without BN, 0.1 and 0.05 diverged within 60 steps of batch size 32
+# The paper does not give the weights of the three losses on gradients. With weight 1 they start at a tenth to a
+# fifth of the cross-entropy. They are not tuned.
 L2_BETA=1
 GRAD_BETA=1
 SYM_BETA=1
 
-# The paper trains a teacher with BN and without ReLU before pooling for activation-based transfer. It serves all
-# three methods that need one here, so that they differ in the method alone.
+# For activation-based transfer, the paper trains a teacher with BN and without ReLU before pooling. Here all three
+# methods with a teacher use it, so that only the method differs.
 teacher=nin_wide_no_pool_relu
 
 thin() {
@@ -29,9 +29,6 @@ rows() {
         thin alone
         thin l2 --l2_beta "$L2_BETA"
         thin sym --sym_beta "$SYM_BETA"
-    done
-    stage
-    for seed in $SEEDS; do
         thin grad --teacher_id "$LOGS/$seed/$teacher" --grad_beta "$GRAD_BETA"
         thin kd --teacher_id "$LOGS/$seed/$teacher" --alpha 0.9
         thin at --teacher_id "$LOGS/$seed/$teacher" --beta 1e+3

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Table 5, ImageNet: ResNet-34 to ResNet-18 by attention transfer and by distillation; one seed. `make table5
-# IMAGENET=folder`; recipes/common.sh tells the other settings. TEACHER=file is a trained ResNet-34,
-# whose errors come last.
+# IMAGENET=folder`; recipes/common.sh explains the other settings. TEACHER=file is a trained ResNet-34, whose
+# errors are printed last.
 SEEDS=${SEEDS:-1}
 . "$(dirname "$0")/common.sh"
 TEACHER=${TEACHER:-torchvision:resnet34}
-[ -n "${IMAGENET:-}" ] || refuse "there are no images: name the folder of ImageNet, with train/<synset>/ and \
-val/<synset>/ in it, by IMAGENET=folder"
+[ -n "${IMAGENET:-}" ] || refuse "there are no images: give the folder of ImageNet, which has train/<synset>/ and \
+val/<synset>/, with IMAGENET=folder"
 
 imagenet() {
     local name=$1
@@ -30,5 +30,5 @@ rows() {
 
 table 5
 if [ -z "${PRINT:-}" ]; then
-    tail -n 1 "$LOGS"/"${SEEDS%% *}"/r34.out  # it has no log of training
+    tail -n 1 "$LOGS"/"${SEEDS%% *}"/r34.out  # an evaluation has no log
 fi

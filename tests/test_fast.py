@@ -182,11 +182,11 @@ def test_the_runner_takes_finished_fast_runs_as_done(folder, compiler, monkeypat
     assert call_cifar(*command, cwd=folder).status == 0
     assert log_of(folder / 'run')[0]['compile'] is True
     monkeypatch.chdir(folder)
-    (job,), = jobs.read([' '.join(map(str, ['cifar.py', *command]))])
+    job, = jobs.read([' '.join(map(str, ['cifar.py', *command]))])
     assert jobs.is_done(job)
     other, = jobs.read([' '.join(map(str, ['cifar.py', *command, '--lr', 0.3]))])
     with pytest.raises(options.utils.InputError, match='--lr 0.3'):
-        jobs.is_done(other[0])
+        jobs.is_done(other)
 
 
 def test_evaluation_is_not_compiled(folder, monkeypatch, capsys):

@@ -1,5 +1,4 @@
-"""Many runs at once, in stages: what starts when, what is told, what a stopped runner leaves behind."""
-import fcntl
+"""Many runs at the same time: what starts when, what is printed, what a stopped runner leaves behind."""
 import io
 import json
 import os
@@ -91,16 +90,20 @@ def test_one_after_the_other(order):
     assert (done.status, done.err) == (0, '')
     assert list(events) == ['a', 'b', 'c'] and most_at_once(events) == 1
     assert {(gpu, threads) for gpu, threads, *_ in events.values()} == {(None, None)}
-    assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: done in \d+ s, test error 8.77 %\n'
-                        r'\d of 3 runs are done(?:, about [\d:]+ left)?\n){3}', done.out)
+    assert re.fullmatch(r'0 of 3 runs are done\n(?:(\w): started\n\1: test error 8.77 %, after \d+ s'
+                        r'(?:; \d left, about [\d:]+)?\n){3}', done.out)
+    assert '; 1 left, about 00:0' in done.out
 
 
-def test_stages_wait_for_all_before(order):
-    lines = [line('a'), line('b'), 'wait', line('c'), 'wait', 'wait', line('d')]
-    done, events = order(lines, '--jobs', 3, awaited={'a': ['b.ended']})
-    assert done.status == 0 and list(events) == ['b', 'a', 'c', 'd']
+def test_students_wait_for_their_teachers(order):
+    """By its name under logs, its folder or its weights, through several generations; others do not wait."""
+    lines = [line('logs/a'), line('b'), line('c', '--teacher_id', 'a', '--beta', 1),
+             line('d', '--teacher_id', 'c/model.pt7', '--beta', 1),
+             line('e', '--teacher_id', 'b', '--beta', 1)]
+    done, events = order(lines, '--jobs', 5, awaited={'a': ['b.ended', 'e.ended']})
+    assert done.status == 0 and list(events) == ['b', 'e', 'a', 'c', 'd']
     ends, begins = ({name: event[i] for name, event in events.items()} for i in (3, 2))
-    assert begins['b'] < ends['a'] <= begins['c'] and ends['c'] <= begins['d']
+    assert ends['b'] <= begins['e'] and ends['a'] <= begins['c'] and ends['c'] <= begins['d']
 
 
 def test_a_run_that_goes_on_later_does_not_hide_one_that_failed(order):
@@ -132,7 +135,7 @@ def test_gpus_of_those_that_are_left(order, monkeypatch):
     assert events['c'][0] == '6,GPU-8a'
     done = start(monkeypatch, Path(), [line('c')], '--gpus', '2', **given)
     assert (done.status, done.err) == (
-        2, 'tools.jobs.py: error: --gpus 2: CUDA_VISIBLE_DEVICES leaves 2, counted from 0\n')
+        2, 'tools.jobs.py: error: --gpus 2: CUDA_VISIBLE_DEVICES has 2 GPUs, counted from 0\n')
 
 
 def test_more_runs_than_cores_have_a_thread_each(order):
@@ -146,38 +149,40 @@ def test_threads_that_are_given_stay(order):
 
 
 def test_failures(order):
-    """The others of the stage go on, the next stage does not start, a sentence is told once."""
-    lines = [line('bad1'), line('a'), line('x/bad2'), line('y/bad2'), line('b'), 'wait', line('c')]
+    """Students of a run that failed do not start, nor theirs; all others do."""
+    lines = [line('bad1'), line('a'), line('b', '--teacher_id', 'bad1', '--beta', 1),
+             line('c', '--teacher_id', 'b', '--beta', 1), line('d', '--teacher_id', 'a', '--beta', 1),
+             line('x/bad2')]
     done, events = order(lines)
-    assert done.status == 2
-    assert list(events) == ['bad1', 'a', 'bad2', 'b']
+    assert (done.status, list(events)) == (2, ['bad1', 'a', 'd', 'bad2'])
     assert done.err.splitlines() == ['cifar.py: error: 1 is bad', 'cifar.py: error: 2 is bad']
-    assert re.search(r'^y/bad2: failed after \d+ s with status 2, see y/bad2.out$', done.out, re.MULTILINE)
-    assert 'c: ' not in done.out
+    assert re.search(r'^x/bad2: failed with status 2 .*x/bad2.out', done.out, re.MULTILINE)
+    assert [line for line in done.out.splitlines() if 'not started' in line] == [
+        'b: not started, bad1 has not finished', 'c: not started, b has not finished']
 
 
 def test_a_run_that_is_killed(order):
     done, _ = order([line('killed'), line('a')])
     assert (done.status, done.err) == (128 + 9, 'killed was ended by signal 9\n')
-    assert 'a: done' in done.out
+    assert 'a: test error' in done.out
 
 
 # --- before anything starts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(('lines', 'sentence'), [
-    ([], 'the input has no command: write one a line'),
-    (['wait', ''], 'the input has no command: write one a line'),
-    ([line('a'), 'rm -rf x'], 'rm -rf x: a line begins with cifar.py or imagenet.py, or is `wait`'),
+    ([], 'the input has no command: write one on each line'),
+    ([' ', ''], 'the input has no command: write one on each line'),
+    ([line('a'), 'rm -rf x'], 'rm -rf x: a line begins with cifar.py or imagenet.py'),
     (['cifar.py --save "a'], 'cifar.py --save "a: cannot be split into words (No closing quotation)'),
     ([line('a'), line('b', '--beta', 1)], '--beta needs a teacher: add --teacher_id with its run or its '
      'weights; in: ' + line('b', '--beta', 1)),
     (['cifar.py --seed x --save a'], "argument --seed: 'x' is not a whole number from 0 to 2147483647; in: "
      'cifar.py --seed x --save a'),
-    ([line('a'), 'wait', line('a')], 'a is the folder of two runs: give each its own --save'),
+    ([line('a'), '', line('a')], 'a is the folder of two runs: give each its own --save'),
     ([line('a'), line('b/../a/')], 'b/../a/ is the folder of two runs: give each its own --save'),
     (['cifar.py --evaluate --student_params a'],
-     'cifar.py --evaluate --student_params a: add --save, beside which the output goes'),
+     'cifar.py --evaluate --student_params a: add --save, next to which the output goes'),
     (['imagenet.py --imagenetpath nowhere'],
      'nowhere/val cannot be read (No such file or directory): the folder of '
      'imagenet must contain train/<synset>/*.JPEG and val/<synset>/*.JPEG'),
@@ -212,7 +217,7 @@ def runner(cwd, lines, *arguments, shell=False):
 def test_real_runs(monkeypatch, tmp_path):
     """Teacher, students, an evaluation; a second start does nothing, other options are refused."""
     folder = tmp_path / 'some runs'
-    lines = [line('teacher'), line('alone'), 'wait',
+    lines = [line('teacher'), line('alone'),
              line('at', '--teacher_id', 'teacher', '--beta', '1e3'),
              line('lost', '--teacher_id', 'x', '--beta', '1'),
              shlex.join(['cifar.py', '--evaluate', '--student_params', 'teacher', '--save', 'a b/e', *TINY])]
@@ -224,33 +229,23 @@ def test_real_runs(monkeypatch, tmp_path):
     log = {name: log_of(folder / name) for name in ('teacher', 'alone', 'at')}
     assert all(len(epochs) == 1 for epochs in log.values()) and not (folder / 'lost').exists()
     said = (folder / 'at.out').read_text().splitlines()
-    assert said[0] == '$ python ' + lines[3].replace(' --save', ' --resume auto --save')
+    assert said[0] == '$ python ' + lines[2].replace(' --save', ' --resume auto --save')
     assert said[1].startswith('teacher: WRN-10-0.25') and said[2].startswith('epoch 1/1: ')
     evaluated = (folder / 'a b/e.out').read_text().splitlines()[-1]
     assert evaluated.startswith(f'teacher: test loss {log["teacher"][0]["test_loss"]:.4f}')
-    assert re.search(rf'^a b/e: done in \d+ s, {re.escape(evaluated)}$', done.out, re.MULTILINE)
-    assert f's, test error {100 - log["at"][0]["test_acc"]:.2f} %\n' in done.out
+    assert re.search(rf'^a b/e: {re.escape(evaluated)}, after', done.out, re.MULTILINE)
+    assert f'\nat: test error {100 - log["at"][0]["test_acc"]:.2f} %, after' in done.out
 
-    del lines[4]
+    del lines[3]
     before = listing(folder)
     done = start(monkeypatch, folder, lines)
     assert (done.status, done.out, done.err) == (0, '4 of 4 runs are done\n', '')
     done = start(monkeypatch, folder, [line('alone', epochs=2)])
     assert (done.status, done.out) == (2, '')
     assert done.err == (
-        'tools.jobs.py: error: alone holds another run (the run resumes with --epochs 2; it began with 1): '
-        'give the options of then, or another folder, to a recipe by LOGS=folder\n')
+        'tools.jobs.py: error: alone holds a different run (the run resumes with --epochs 2; it began with '
+        '1): give the options of that run, or another folder (for a recipe, LOGS=folder)\n')
     assert listing(folder) == before
-
-
-def free(path):
-    """Whether no run holds its output any more."""
-    with open(path) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def until(condition, seconds=300):
@@ -274,15 +269,13 @@ def test_stopped_again_and_again(monkeypatch, tmp_path):
         until(at_work)
         process.terminate()
         _, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (143, 'runs stopped: 1; the same command goes on with them\n')
-    assert free(out)  # it was waited for
+    assert (process.returncode, err) == (143, '1 runs stopped; give the same command again to resume\n')
     assert re.search('resume with: python [^ ]*cifar.py --save run', out.read_text())
     for shell in (False, True):
         n_starts += 1
         assert log_of(tmp_path / 'run')[-1]['epoch'] < epochs - 5
         with runner(tmp_path, lines, shell=shell) as process:
             until(at_work)
-            assert not free(out)
             process.kill()
     done = start(monkeypatch, tmp_path, lines, '--jobs', 2)
     assert (done.status, done.err) == (0, '')

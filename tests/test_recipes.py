@@ -35,16 +35,17 @@ def recipe(name, root=ROOT, **variables):
 
 
 def stages(n, **variables):
-    """Options of the runs of Table n, by stages; every command parsed by its script."""
+    """As `stages_of`, of Table n."""
     return stages_of(recipe(f'table{n}', PRINT='1', **{**IMAGES.get(n, {}), **variables}))
 
 
 def stages_of(done):
-    """As `stages`, of the recipe that printed them."""
+    """Options of the runs that a recipe printed: those that wait for no other run, then those that do."""
     assert (done.returncode, done.stderr) == (0, '')
-    found = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
-    assert all(opt.resume == 'auto' for stage in found for opt in stage)
-    return found
+    found = jobs.read(io.StringIO(done.stdout))
+    assert all(job.opt.resume == 'auto' for job in found)
+    parts = [[job.opt for job in found if bool(job.after) == waits] for waits in (False, True)]
+    return [part for part in parts if part]
 
 
 def row(opt):
@@ -76,7 +77,7 @@ def test_seeds_of_the_paper(n, seeds):
 
 @pytest.mark.parametrize('n', range(1, 6))
 def test_teachers_come_first(n):
-    """A teacher is a run of an earlier stage, with the same seed; in Table 5 it is given."""
+    """A teacher is an earlier run, with the same seed; in Table 5 it is given."""
     before, taught = {}, 0
     for stage in stages(n, SEEDS='1 2'):
         for opt in stage:
@@ -193,7 +194,7 @@ def test_tune():
     """On held-out images, by schedules that its folders tell, with a seed of no table."""
     done = recipe('tune', PRINT='1')
     assert (done.returncode, done.stderr) == (0, '')
-    found, taught = [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+    found, taught = stages_of(done)
     assert {(opt.seed, opt.epochs, opt.val_images) for opt in found + taught} == {(11, 30, 5000)}
     for opt in found:
         assert opt.save == (f'logs/tune/11/wrn_{opt.depth}_{opt.width:g}_'
@@ -209,14 +210,14 @@ def test_tune():
 
 
 def test_evidence():
-    """Every command parses; each table's runs are fast and of one schedule, but for the paper's own."""
+    """Every command parses; runs are fast and of one schedule, but for the paper's own."""
     done = recipe('evidence', PRINT='1')
     assert (done.returncode, done.stderr) == (0, '')
-    lines = [line for line in done.stdout.splitlines() if line != 'wait']
-    runs = [job.opt for line in lines for stage in jobs.read(io.StringIO(line)) for job in stage]
+    runs = [job.opt for line in done.stdout.splitlines() for job in jobs.read(io.StringIO(line))]
     assert all(opt.fast for opt in runs)
-    assert {(o.epochs, o.lr_schedule, o.warmup) for o in runs if o.save.startswith('logs/table1/')} == {
-        (30, 'linear', 1)}
+    short = [opt for opt in runs if opt.save.startswith('logs/table1/')]
+    assert {(o.lr_schedule, o.warmup) for o in short} == {('linear', 1)}
+    assert all(opt.epochs == 30 or opt.save.endswith(f'_{opt.epochs}') for opt in short)
     own = [opt for opt in runs if opt.save.startswith('logs/paper/')]
     assert {(o.epochs, o.lr_schedule, o.warmup, tuple(o.epoch_step)) for o in own} == {
         (200, 'step', 0, (60, 120, 160))}
@@ -226,31 +227,43 @@ def test_evidence():
 def budget(**variables):
     done = recipe('budget', PRINT='1', **variables)
     assert (done.returncode, done.stderr) == (0, '')
-    return [[job.opt for job in stage] for stage in jobs.read(io.StringIO(done.stdout))]
+    return [job.opt for job in jobs.read(io.StringIO(done.stdout))]
 
 
 def test_budget():
-    """One teacher for all students; each method with each seed for each number of epochs."""
-    (teacher,), students = budget(LOGS='some logs')
-    assert (row(teacher), teacher.seed, teacher.epochs) == (((16, 2), '', {}), 1, 30)
+    """A teacher for each seed; each method with each seed for each number of epochs."""
+    runs = budget(LOGS='some logs')
+    teachers = [opt for opt in runs if opt.width == 2]
+    assert [(row(opt), opt.seed, opt.epochs) for opt in teachers] == [
+        (((16, 2), '', {}), seed, 30) for seed in (1, 2, 3)]
+    students = [opt for opt in runs if opt.width == 1]
     methods = [{}, {'beta': 1e3}, {'alpha': 0.9}, {'beta': 1e3, 'alpha': 0.9}]
-    assert [(opt.epochs, opt.seed, row(opt)[2]) for opt in students] == [
-        (epochs, seed, weights)
-        for epochs in (5, 10, 20, 30, 60) for seed in (1, 2, 3) for weights in methods]
+    assert [(opt.seed, opt.epochs, row(opt)[2]) for opt in students] == [
+        (seed, epochs, weights)
+        for seed in (1, 2, 3) for epochs in (5, 10, 20, 30, 60) for weights in methods]
     assert len({opt.save for opt in students}) == 60
     for opt in students:
-        assert (opt.depth, opt.width) == (16, 1) and opt.save.startswith(f'some logs/{opt.seed}/')
-        assert opt.teacher_id == (teacher.save if opt.alpha or opt.beta else '')
+        assert opt.depth == 16 and opt.save.startswith(f'some logs/{opt.seed}/')
+        assert opt.teacher_id == (f'some logs/{opt.seed}/wrn_16_2' if opt.alpha or opt.beta else '')
         assert opt.beta_decay == ('linear' if opt.alpha and opt.beta else 'none')
-    assert {(opt.lr_schedule, opt.warmup, opt.lr) for opt in [teacher, *students]} == {('linear', 1, 0.1)}
+    assert {(opt.lr_schedule, opt.warmup, opt.lr) for opt in runs} == {('linear', 1, 0.1)}
 
 
 def test_budget_has_settings():
-    (teacher,), students = budget(SEEDS='7 8', EPOCHS_LIST='2 20', EPOCHS='12', SCHEDULE='step')
-    assert (teacher.save, teacher.seed, teacher.epochs) == ('logs/budget/7/wrn_16_2', 7, 12)
-    assert {opt.teacher_id for opt in students} == {'', teacher.save}
-    assert {(opt.epochs, *opt.epoch_step) for opt in students} == {(2, 2), (20, 7, 13, 17)}
-    assert {(opt.lr_schedule, opt.warmup) for opt in students} == {('step', 0)}
+    runs = budget(SEEDS='7', EPOCHS_LIST='2 20', EPOCHS='12', SCHEDULE='step')
+    assert (runs[0].save, runs[0].seed, runs[0].epochs) == ('logs/budget/7/wrn_16_2', 7, 12)
+    assert {(opt.epochs, *opt.epoch_step) for opt in runs[1:]} == {(2, 2), (20, 7, 13, 17)}
+    assert {(opt.lr_schedule, opt.warmup) for opt in runs} == {('step', 0)}
+
+
+def test_budget_repeats_no_run_of_table_1():
+    """In the same folder, runs as long as the teacher are those of Table 1; others have their own names."""
+    options = {'LOGS': 'logs/both', 'SEEDS': '1 2', 'EPOCHS': '30', 'SCHEDULE': 'linear', 'WARMUP': '1'}
+    table = {opt.save: opt for part in stages(1, PAIRS='wrn_16_1:wrn_16_2', **options) for opt in part}
+    runs = {opt.save: opt for opt in budget(**options)}
+    both = table.keys() & runs.keys()
+    assert len(both) == 2 * 5 and all(table[save] == runs[save] for save in both)
+    assert both == {save for save, opt in runs.items() if opt.epochs == 30}
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -325,7 +338,7 @@ def test_runner_then_report(copy):
         '<-m><tools.jobs><--parent><PID><--jobs><3><--gpus><0,1>')
     assert table == f'<{root}><-m><tools.report><--table><2><my logs><--plot><my logs/curves.png>'
     lines = (root / 'lines').read_text()
-    assert lines == recipe('table2', PRINT='1', LOGS='my logs', SEEDS='1').stdout and lines.count('\n') == 10
+    assert lines == recipe('table2', PRINT='1', LOGS='my logs', SEEDS='1').stdout and lines.count('\n') == 9
 
 
 def test_budget_then_its_report(copy):
@@ -333,7 +346,7 @@ def test_budget_then_its_report(copy):
     done = recipe('budget', root, PYTHON=python, LOGS='my logs', SEEDS='1', EPOCHS_LIST='5')
     *_, told = done.stdout.splitlines()
     assert told == f'<{root}><-m><tools.report><--budget><my logs><--plot><my logs/budget.png>'
-    assert (root / 'lines').read_text().count('\n') == 6
+    assert (root / 'lines').read_text().count('\n') == 5
 
 
 def test_logs_in_the_home(copy):
@@ -348,7 +361,7 @@ def test_logs_in_the_home(copy):
 def test_nothing_starts_where_a_recipe_fails(copy):
     root, python = copy
     path = root / 'recipes' / 'table1.sh'
-    path.write_text(path.read_text().replace('    stage\n', '    false\n', 1))
+    path.write_text(path.read_text().replace('    local seed network\n', '    false\n', 1))
     done = recipe('table1', root, PYTHON=python)
     assert (done.returncode, done.stdout) == (1, '')
 
@@ -389,7 +402,7 @@ def test_one_sentence(name, variables, words):
 def test_without_data(tmp_path):
     done = recipe('table1', SEEDS='1 2', LOGS=str(tmp_path / 'logs'), ARGS='--dataroot /dev/null/data')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-    assert done.stderr.startswith('jobs.py: error: CIFAR10 is not whole in /dev/null/data/')
+    assert done.stderr.startswith('jobs.py: error: CIFAR10 in /dev/null/data/')
     assert not (tmp_path / 'logs').exists()
 
 
@@ -429,7 +442,7 @@ def test_demo_says_what_it_showed(tmp_path):
     assert seen.endswith('(medians of 2 seeds)')
     for name in ('curves.png', 'attention.png'):
         assert f'{logs}/{name}' in pictures and (logs / name).read_bytes().startswith(b'\x89PNG')
-    assert '4 of 4 test images' in done.stdout and any('| AT+KD ' in line for line in before)
+    assert ': 4 test images' in done.stdout and any('| AT+KD ' in line for line in before)
     target, *words = following.partition(': make ')[2].split()
     assert f'\n{target}: ' in (ROOT / 'Makefile').read_text()
     variables = dict(word.split('=') for word in words)

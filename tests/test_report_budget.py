@@ -84,12 +84,21 @@ def test_unfinished_runs_are_left_out(demo):
 
 
 def test_other_training_is_another_curve_with_no_baseline(demo):
-    write_run(demo / 'cosine', [50] * 4 + [70], teacher_id='x/1/teacher', save='x/cosine', beta=1e3,
-              lr_schedule='cosine')
+    for epochs in (5, 10):
+        write_run(demo / f'cosine_{epochs}', [70] * epochs, teacher_id='x/1/teacher', save='x/cosine',
+                  beta=1e3, lr_schedule='cosine')
     names = [curve.name for curve in panels(demo)[0].curves]
     assert 'AT, lr_schedule cosine' in names and len(names) == 4
     saved = list(rows_of(budget.markdown(panels(demo))).values())[1]
     assert 'AT, lr_schedule cosine' not in [row[0] for row in saved]
+
+
+def test_a_method_with_one_number_of_epochs_is_no_curve(demo):
+    """As other methods of a folder that has Table 1 too."""
+    write_run(demo / 'hint', [50] * 5, teacher_id='x/1/teacher', save='x/hint', hint_beta=1.0)
+    write_run(demo / 'other', [50] * 5, teacher_id='other', save='x/other', beta=1e3)
+    panel, = panels(demo)
+    assert [curve.name for curve in panel.curves] == ['alone', 'AT', 'KD']
 
 
 def test_drops_in_proportion_make_one_curve_and_others_are_refused(tmp_path):
@@ -106,8 +115,9 @@ def test_drops_in_proportion_make_one_curve_and_others_are_refused(tmp_path):
 
 
 def test_held_out_errors_are_called_so(tmp_path):
-    write_run(tmp_path / 'alone', [50], val_images=100)
-    write_run(tmp_path / 'at', [60], val_images=100, teacher_id='t', beta=1.0)
+    for n in (1, 2):
+        write_run(tmp_path / f'alone_{n}', [50] * n, val_images=100)
+        write_run(tmp_path / f'at_{n}', [60] * n, val_images=100, teacher_id='t', beta=1.0)
     text = budget.markdown(panels(tmp_path))
     assert 'not on the test set' in text and 'Test error' not in text
 

@@ -95,7 +95,7 @@ FAULTS = {  # what is changed, how, what the fault says, which items have one
     'a list as a text': (LOG, text('"epoch_step": [2]', '"epoch_step": "[2]"'), 'TypeError', 1),
     'another last line': (MODEL, lambda p: other_record(p.parent), 'does not belong to the last line', 2),
     'other weights': (MODEL, lambda p: other_weight(p.parent), 'its weights have test loss', 2),
-    'a damaged checkpoint': (MODEL, lambda p: p.write_bytes(p.read_bytes()[:-99]), 'no whole file', 2),
+    'a damaged checkpoint': (MODEL, lambda p: p.write_bytes(p.read_bytes()[:-99]), 'complete', 2),
     'another checksum': (README, lambda p: p.write_text(re.sub('`[0-9a-f]{9}', '`abcabcabc', p.read_text())),
                          'the sha256 of a/run is different', 1),
     'another error in the table of weights': (README, text('error ', 'error 1'), 'the log of a/run says', 1),

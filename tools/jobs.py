@@ -1,15 +1,14 @@
-"""Runs of many commands: several at once, in stages, those that are done left out.
+"""Runs of many commands, several at a time; a run waits for its teacher, and finished runs are left out.
 
     PRINT=1 bash recipes/table1.sh | python -m tools.jobs --jobs 4 --gpus 0,1
 
-Each line of the input is a command, `cifar.py --save logs/a --depth 16`. A run waits for its teacher, if that
-is the run of an earlier line; a line `wait` begins a new stage, which starts when all runs before have ended
-well. What a run prints goes to logs/a.out. Stopped and started again, the same lines resume where they were:
-`--resume auto` is added to each.
+Each line of the input is a command, `cifar.py --save logs/a --depth 16`. If its teacher (or other weights) is
+the run of an earlier line, it starts when that run has finished, and it does not start if that run failed.
+The output of a run goes to logs/a.out. `--resume auto` is added to each command: give the same lines again to
+resume what was stopped.
 """
 import argparse
 import contextlib
-import fcntl
 import io
 import os
 import shlex
@@ -19,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -40,7 +39,7 @@ class Job(NamedTuple):
     """A command."""
     words: list[str]
     opt: argparse.Namespace
-    after: frozenset[str]  # folders of the runs that must have ended well before it starts
+    after: frozenset[str]  # folders of the runs that must have finished before it starts
 
     @property
     def folder(self) -> str:
@@ -48,7 +47,7 @@ class Job(NamedTuple):
 
     @property
     def out(self) -> Path:
-        """What the run prints, beside its folder."""
+        """The output of the run, next to its folder."""
         return Path(f'{Path(self.opt.save)}.out')
 
     @property
@@ -56,92 +55,82 @@ class Job(NamedTuple):
         return shlex.join(['python', *self.words])
 
 
-class Started(NamedTuple):
-    """A run that has been started."""
-    job: Job
-    place: int
-    process: subprocess.Popen
-    begun: float
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = options.Parser('Run the commands of the input, a line each; a line `wait` parts stages.')
+    parser = options.Parser('Run the commands of the input, one on each line.')
     parser.add_argument('--jobs', type=options.positive_int, default=1, metavar='N',
-                        help='how many run at once')
+                        help='number of runs at the same time')
     parser.add_argument('--gpus', type=options.int_list, default='', metavar='0,1',
-                        help='GPUs that runs take in turn; without it each run has the GPU of its --gpu_id')
+                        help='GPUs that runs use in turn (default: the --gpu_id of each run)')
     parser.add_argument('--parent', type=options.positive_int, metavar='PID',
-                        help='stop when this process, which started this one, is gone')
+                        help='stop when this process, which started this one, has ended')
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     opt = parse(sys.argv[1:])
-    shared = {}
-    if opt.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:  # runs on one CPU share its cores
-        shared['OMP_NUM_THREADS'] = str(max(torch.get_num_threads() // opt.jobs, 1))
     gpus = visible(opt.gpus)
-    jobs = [job for stage in read(sys.stdin) for job in stage]
+    jobs = read(sys.stdin)
     left = [job for job in jobs if not is_done(job)]
     check_data(left)
     print(f'{len(jobs) - len(left)} of {len(jobs)} runs are done', flush=True)
-    if status := work(left, len(jobs), opt, gpus, shared):
-        sys.exit(status)
+    runner = Runner(left, opt.jobs, gpus)
+    try:
+        while runner.step():
+            time.sleep(0.1)
+            if opt.parent and os.getppid() != opt.parent:
+                sys.exit(128 + signal.SIGTERM)
+    finally:
+        runner.stop()
+    if runner.status:
+        sys.exit(runner.status)
 
 
 # --- before anything starts --------------------------------------------------------------------------------
 
 
-def read(commands: Iterable[str]) -> list[list[Job]]:
-    """The stages, every command parsed as its script will do it."""
-    stages: list[list[Job]] = [[]]
-    before: set[str] = set()  # folders of the stages before
-    taken: set[str] = set()
-    for line in commands:
+def read(commands: Iterable[str]) -> list[Job]:
+    """The commands, each parsed by its script."""
+    jobs: dict[str, Job] = {}
+    for line in filter(str.strip, commands):
         try:
-            script, *words = shlex.split(line) or ['wait']
+            script, *words = shlex.split(line)
         except ValueError as e:
             raise InputError(f'{line.strip()}: cannot be split into words ({e})') from None
-        if [script, *words] == ['wait']:
-            stages.append([])
-            before |= taken
-            continue
         if script not in SCRIPTS:
-            raise InputError(f'{line.strip()}: a line begins with {" or ".join(SCRIPTS)}, or is `wait`')
-        arguments, said = ['--resume', 'auto', *words], io.StringIO()  # a --resume of its own comes later
-        try:
-            with contextlib.redirect_stderr(said):
+            raise InputError(f'{line.strip()}: a line begins with {" or ".join(SCRIPTS)}')
+        arguments = ['--resume', 'auto', *words]  # a --resume in the command comes later and counts
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
                 opt = SCRIPTS[script].parse(arguments)
-        except SystemExit:
-            why = said.getvalue().partition('error: ')[2].strip()
-            raise InputError(f'{why}; in: {line.strip()}') from None
+            except SystemExit:
+                why = said.getvalue().partition('error: ')[2].strip()
+                raise InputError(f'{why}; in: {line.strip()}') from None
         if not opt.save:
-            raise InputError(f'{line.strip()}: add --save, beside which the output goes')
-        folder = os.path.abspath(opt.save)
-        if folder in taken:
+            raise InputError(f'{line.strip()}: add --save, next to which the output goes')
+        job = Job([script, *arguments], opt, frozenset(named(opt) & jobs.keys()))
+        if job.folder in jobs:
             raise InputError(f'{opt.save} is the folder of two runs: give each its own --save')
-        stages[-1].append(Job([script, *arguments], opt, frozenset(before | named(opt) & taken)))
-        taken.add(folder)
-    if not taken:
-        raise InputError('the input has no command: write one a line')
-    return stages
+        jobs[job.folder] = job
+    if not jobs:
+        raise InputError('the input has no command: write one on each line')
+    return list(jobs.values())
 
 
 def named(opt: argparse.Namespace) -> set[str]:
-    """Folders that may be those of the runs whose weights a run begins with."""
+    """The folders of runs that the options may name as weights."""
     names = [getattr(opt, option, '').removesuffix(f'/{checkpoint.MODEL}') for option in WEIGHTS]
     return {os.path.abspath(path) for name in names if name for path in (name, f'logs/{name}')}
 
 
 def is_done(job: Job) -> bool:
-    """Whether nothing is left to do. The folder may hold no run, or one of the same options."""
+    """Whether nothing is left to do. The folder may hold no run, or one with the same options."""
     if job.opt.evaluate:
         said = lines(job.out)
         return f'$ {job.command}' in said and said[-1].startswith(f'{options.evaluated(job.opt)}: test loss ')
     folder = checkpoint.Folder(job.opt)
     if changes := folder.changes(job.opt):  # a table must not mix runs of several schedules
-        raise InputError(f'{job.opt.save} holds another run ({changes[0]}): give the options of then, or '
-                         'another folder, to a recipe by LOGS=folder')
+        raise InputError(f'{job.opt.save} holds a different run ({changes[0]}): give the options of that '
+                         'run, or another folder (for a recipe, LOGS=folder)')
     if folder.state is None or folder.state['epoch'] < job.opt.epochs:
         return False
     folder.complete_log()
@@ -149,17 +138,17 @@ def is_done(job: Job) -> bool:
 
 
 def visible(gpus: list[int]) -> list[str]:
-    """GPUs by their names for CUDA_VISIBLE_DEVICES, of which one that is set already leaves some."""
-    if 'CUDA_VISIBLE_DEVICES' not in os.environ:
+    """The names of GPUs for CUDA_VISIBLE_DEVICES; if it is set, numbers count the GPUs in it."""
+    if not os.environ.get('CUDA_VISIBLE_DEVICES'):
         return [str(gpu) for gpu in gpus]
-    names = [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+    names = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
     if gpus and max(gpus) >= len(names):
-        raise InputError(f'--gpus {max(gpus)}: CUDA_VISIBLE_DEVICES leaves {len(names)}, counted from 0')
+        raise InputError(f'--gpus {max(gpus)}: CUDA_VISIBLE_DEVICES has {len(names)} GPUs, counted from 0')
     return [names[gpu] for gpu in gpus]
 
 
 def check_data(jobs: Iterable[Job]) -> None:
-    """Find each data set once: runs that start at once would all download it to the same place."""
+    """Load each data set once: runs that start together would all download it to the same place."""
     found = {(job.opt.dataset, getattr(job.opt, 'imagenetpath', None) or job.opt.dataroot) for job in jobs}
     for dataset, folder in sorted(found):
         if dataset in folders.DATASETS:
@@ -169,7 +158,7 @@ def check_data(jobs: Iterable[Job]) -> None:
 
 
 def lines(path: Path) -> list[str]:
-    """Those that are not empty."""
+    """The lines of a file that are not empty."""
     text = path.read_text(errors='replace') if path.exists() else ''
     return [line for line in text.split('\n') if line.strip()]
 
@@ -177,101 +166,84 @@ def lines(path: Path) -> list[str]:
 # --- work --------------------------------------------------------------------------------------------------
 
 
-def work(jobs: list[Job], n: int, opt: argparse.Namespace, gpus: list[str], shared: dict[str, str]) -> int:
-    """Do all the runs that are left of n; the largest status of those that failed, else 75 or 0.
+class Runner:
+    """Runs at work, at most `n_places` at the same time, on `gpus` in turn.
 
-    75: some were stopped by --max_hours. What runs say is told once. `shared` is added to their environment.
+    status: the largest of the runs that failed, else 75 if --max_hours stopped some, else 0.
     """
-    waiting, failed, told, worst = list(jobs), list[Job](), set[str](), 0
-    places, running, seconds = list(range(opt.jobs)), list[Started](), list[float]()
-    try:
-        while True:
-            ahead = {job.folder for job in (*waiting, *failed, *(run.job for run in running))}
-            ready = [job for job in waiting if not job.after & ahead]
-            if not ready and not running:
-                break
-            for job in ready:
-                if places and (out := output(job)):
-                    waiting.remove(job)
-                    place = places.pop(0)
-                    gpu = {'CUDA_VISIBLE_DEVICES': gpus[place % len(gpus)]} if gpus else {}
-                    with out:
-                        running.append(Started(job, place, start(job, out, shared | gpu), time.monotonic()))
-                    print(f'{job.opt.save}: started', flush=True)
-            time.sleep(0.1)
-            for run in [run for run in running if run.process.poll() is not None]:
-                running.remove(run)
-                places.append(run.place)
-                seconds.append(time.monotonic() - run.begun)
-                status, why = ended(run.job, run.process.returncode, seconds[-1])
-                failed += [run.job] if status else []
-                # A run that is to resume later must not hide one that has failed.
-                worst = max(worst, status, key=lambda s: (s not in (0, os.EX_TEMPFAIL), s))
-                if why and why not in told:
-                    print(why, file=sys.stderr, flush=True)
-                told.add(why)
-                lost = {job.folder for job in failed}
-                n_next = sum(not job.after & lost for job in waiting)
-                print(f'{n - len(waiting) - len(running) - len(failed)} of {n} runs are done'
-                      + time_left(seconds, n_next, running, opt.jobs), flush=True)
-            if opt.parent and os.getppid() != opt.parent:
-                sys.exit(128 + signal.SIGTERM)
-        if waiting:
-            print(f'{len(waiting)} runs were not started: they wait for runs that failed', flush=True)
-        return worst
-    finally:
-        if running:  # by Ctrl-C, SIGTERM, or an error here
-            for run in running:
-                run.process.terminate()
-            for run in running:
-                run.process.wait()
-            print(f'runs stopped: {len(running)}; the same command goes on with them', file=sys.stderr)
 
+    def __init__(self, jobs: list[Job], n_places: int, gpus: list[str]) -> None:
+        self.waiting, self.n_places, self.status = list(jobs), n_places, 0
+        self.free = list(range(n_places))  # places
+        self.gpus = [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus] or [{}]
+        self.running: dict[subprocess.Popen, tuple[Job, int, float]] = {}  # with place and start
+        self.lost: dict[str, str] = {}  # --save of the runs that failed or were not started, by folder
+        self.seconds: list[float] = []  # of the runs that ended
+        self.environment = {**os.environ, exits.PARENT: str(os.getpid())}  # runs end with this process
+        if n_places > 1:  # runs on one CPU share its cores
+            self.environment.setdefault('OMP_NUM_THREADS', str(max(torch.get_num_threads() // n_places, 1)))
 
-def output(job: Job) -> TextIO | None:
-    """The file for what a run prints, locked; None while a run of an earlier runner still writes there."""
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    out = open(job.out, 'a')  # noqa: SIM115
-    try:
-        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the run ends, which has this file as well
-    except BlockingIOError:
-        out.close()
-        return None
-    return out
+    def step(self) -> bool:
+        """Start what can start and see what has ended; whether anything is left to do."""
+        for job in list(self.waiting):
+            ahead = {other.folder for other in (*self.waiting, *(job for job, *_ in self.running.values()))}
+            if lost := job.after & self.lost.keys():
+                self.waiting.remove(job)
+                self.lost[job.folder] = job.opt.save
+                print(f'{job.opt.save}: not started, {self.lost[min(lost)]} has not finished', flush=True)
+            elif self.free and not job.after & ahead:
+                self.waiting.remove(job)
+                self.start(job, self.free.pop(0))
+        for process in [process for process in self.running if process.poll() is not None]:
+            job, place, begun = self.running.pop(process)
+            self.free.append(place)
+            self.seconds.append(time.monotonic() - begun)
+            how = self.failed(job, process.returncode) if process.returncode else result(job)
+            print(f'{job.opt.save}: {how}, after {self.seconds[-1]:.0f} s{self.left()}', flush=True)
+        return bool(self.waiting or self.running)
 
+    def start(self, job: Job, place: int) -> None:
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        script, *arguments = job.words
+        with open(job.out, 'a') as out:
+            print('$', job.command, file=out, flush=True)
+            process = subprocess.Popen(
+                [sys.executable, os.path.relpath(HERE / script), *arguments], stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out, env=self.environment | self.gpus[place % len(self.gpus)])
+        self.running[process] = job, place, time.monotonic()
+        print(f'{job.opt.save}: started', flush=True)
 
-def start(job: Job, out: TextIO, more: dict[str, str]) -> subprocess.Popen:
-    """Start a run as at the command line; it ends with this process."""
-    print('$', job.command, file=out, flush=True)
-    script, *arguments = job.words
-    return subprocess.Popen(
-        [sys.executable, os.path.relpath(HERE / script), *arguments], stdin=subprocess.DEVNULL, stdout=out,
-        stderr=out, env=os.environ | more | {exits.PARENT: str(os.getpid())})
-
-
-def time_left(seconds: list[float], n_waiting: int, running: list[Started], n_places: int) -> str:
-    """The time left, if each run takes the mean of those that ended and no place stays empty."""
-    mean, now = sum(seconds) / len(seconds), time.monotonic()
-    work = n_waiting * mean + sum(max(mean - (now - run.begun), 0) for run in running)
-    n = min(n_places, n_waiting + len(running))
-    return f', about {tqdm.format_interval(work / n)} left' if n else ''
-
-
-def ended(job: Job, code: int, seconds: float) -> tuple[int, str]:
-    """Tell how a run ended: its status, and why it failed, or ''."""
-    if code:
+    def failed(self, job: Job, code: int) -> str:
+        """How a run failed; prints its last line."""
         status = code if code > 0 else 128 - code
+        self.lost[job.folder] = job.opt.save
+        self.status = max(self.status, status, key=lambda s: (s not in (0, os.EX_TEMPFAIL), s))
+        print((lines(job.out) or [''])[-1] if code > 0 else f'{job.opt.save} was ended by signal {-code}',
+              file=sys.stderr, flush=True)
         what = 'stopped' if code == os.EX_TEMPFAIL else 'failed'
-        print(f'{job.opt.save}: {what} after {seconds:.0f} s with status {status}, see {job.out}', flush=True)
-        why = (lines(job.out) or [''])[-1]
-        return status, why if code > 0 else f'{job.opt.save} was ended by signal {-code}'
+        return f'{what} with status {status} (see {job.out})'
+
+    def left(self) -> str:
+        """The number of runs that are left, and the time if each takes the mean of those that ended."""
+        mean, now = sum(self.seconds) / len(self.seconds), time.monotonic()
+        rest = len(self.waiting) * mean + sum(max(mean - (now - t), 0) for *_, t in self.running.values())
+        n = len(self.waiting) + len(self.running)
+        return f'; {n} left, about {tqdm.format_interval(rest / min(self.n_places, n))}' if n else ''
+
+    def stop(self) -> None:
+        """End what still runs, after Ctrl-C, SIGTERM or an error."""
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            process.wait()
+        if self.running:
+            print(f'{len(self.running)} runs stopped; give the same command again to resume', file=sys.stderr)
+
+
+def result(job: Job) -> str:
     if job.opt.evaluate:
-        result = lines(job.out)[-1]
-    else:
-        error = 100 - checkpoint.read_log(Path(job.opt.save, checkpoint.LOG))[-1]['test_acc']
-        result = f'test error {error:.2f} %'
-    print(f'{job.opt.save}: done in {seconds:.0f} s, {result}', flush=True)
-    return 0, ''
+        return lines(job.out)[-1]
+    return f'test error {100 - checkpoint.read_log(Path(job.opt.save, checkpoint.LOG))[-1]["test_acc"]:.2f} %'
 
 
 if __name__ == '__main__':

@@ -35,10 +35,14 @@ class Panel(NamedTuple):
 
 
 def read(runs: list[Run]) -> list[Panel]:
-    """A panel for each student and teacher: the student alone, then with each method. Only finished runs."""
+    """A panel for each student and teacher: the student alone, then with each method.
+
+    It has the finished runs of methods that were trained for several numbers of epochs.
+    """
     finished = [run for run in runs if run.length.isdigit()]
     groups = logs.group([_scaled(run) for run in finished])
     by_epochs = {same[0][:6]: _by_epochs(same[0], finished) for same in groups}
+    groups = [same for same in groups if len(by_epochs[same[0][:6]]) > 1]
     panels = []
     for student, teacher in dict.fromkeys(same[0][:2] for same in groups if same[0].teacher):
         own = [same for same in groups if same[0].student == student and same[0].teacher in ('', teacher)]
@@ -49,8 +53,8 @@ def read(runs: list[Run]) -> list[Panel]:
                                 by_epochs[alone[0][:6]] if alone else {}))
         panels.append(Panel(f'{student} from {teacher}, {own[0][0].dataset}', curves))
     if not any(curve.alone for panel in panels for curve in panel.curves):
-        raise InputError('--budget needs a student that was trained alone and with a teacher, with the same '
-                         'options')
+        raise InputError('--budget needs a student that was trained alone and with a teacher, for several '
+                         'numbers of epochs, with the same options')
     return panels
 
 
