@@ -48,7 +48,7 @@ def test_folder_of_images_may_have_a_folder_train(drawn):
 @pytest.mark.parametrize('make, says', [
     (lambda path: None, 'No such file'),
     (lambda path: path.write_text(''), 'Not a directory'),
-    (lambda path: path.mkdir(), 'has no folders in it'),
+    (lambda path: path.mkdir(), 'contains no folders'),
     (lambda path: (path / 'train' / 'bird').mkdir(parents=True), 'has no image in it'),
 ])
 def test_folder_without_images_ends_with_status_2_and_one_sentence(make, says, tmp_path):
