@@ -4,6 +4,7 @@
     python -m tools.report logs --table 1 --csv table1.csv
     python -m tools.report logs/demo --plot curves.png --x seconds --plot_losses losses.svg
     python -m tools.report --budget logs/budget --plot budget.png
+    python -m tools.report --compare logs/compare --plot compare.png
     python -m tools.report --benchmarks results/benchmark
     python -m tools.report --update README.md
     python -m tools.report --check results --dataroot data
@@ -15,13 +16,13 @@ import sys
 from pathlib import Path
 
 from tools import output
-from tools.report import benchmarks, budget, check, curves, documents, logs, paper, tables
+from tools.report import benchmarks, budget, check, compare, curves, documents, logs, paper, tables
 from training import options
 from utils import InputError
 
 MODES = {  # what to report, and the options that go with it
     'logs': ('table', 'csv', 'plot', 'x', 'plot_losses', 'title'), 'budget': ('plot', 'title'),
-    'benchmarks': (), 'update': (), 'check': ('dataroot',)}
+    'compare': ('plot', 'title'), 'choose': (), 'benchmarks': (), 'update': (), 'check': ('dataroot',)}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,6 +32,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                       help='log, folder of a run, or folder of several runs')
     mode.add_argument('--budget', type=options.path, metavar='FOLDER',
                       help='report error against the number of epochs, and how many epochs a teacher saves')
+    mode.add_argument('--compare', type=options.path, metavar='FOLDER',
+                      help='report losses that were compared with equal effort, as recipes/compare.sh does')
+    mode.add_argument('--choose', type=options.path, metavar='FOLDER',
+                      help='for each loss, print the options with the lowest error on held-out images')
     mode.add_argument('--benchmarks', type=options.file, metavar='FOLDER',
                       help='print the tables of a folder with the .json output of tools.benchmark')
     mode.add_argument('--update', type=options.file, metavar='FILE',
@@ -76,8 +81,9 @@ def main() -> None:
 def render(arguments: list[str], folder: Path) -> str:
     """The tables that these arguments ask for, with paths relative to a folder."""
     opt = parse(arguments)
-    if opt.update or opt.check:
-        raise InputError(f'{" ".join(arguments)} is not for a document: give LOGS, --budget or --benchmarks')
+    if opt.update or opt.check or opt.choose:
+        raise InputError(f'{" ".join(arguments)} is not for a document: give LOGS, --budget, --compare or '
+                         '--benchmarks')
     return markdown(opt, folder)
 
 
@@ -86,6 +92,10 @@ def markdown(opt: argparse.Namespace, folder: Path = Path()) -> str:
         return benchmarks.markdown(benchmarks.read(folder / opt.benchmarks))
     if opt.budget:
         return budget.markdown(budget.read(logs.read([opt.budget], folder)))
+    if opt.compare:
+        return compare.markdown(compare.read(logs.read([opt.compare], folder)))
+    if opt.choose:
+        return '\n'.join(compare.chosen(logs.read([opt.choose])))
     return tables.markdown(tables.sections(logs.read(opt.logs, folder), opt.table))
 
 
@@ -94,6 +104,8 @@ def files(opt: argparse.Namespace) -> dict[Path, bytes]:
     found = {}
     if opt.budget and opt.plot:
         found[opt.plot] = curves.budgets(budget.read(logs.read([opt.budget])), opt.title)
+    elif opt.compare and opt.plot:
+        found[opt.plot] = curves.comparison(compare.read(logs.read([opt.compare])), opt.title)
     elif opt.plot:
         found[opt.plot] = curves.errors(logs.read(opt.logs), opt.title, opt.x)
     if opt.plot_losses:

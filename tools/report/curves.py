@@ -3,7 +3,7 @@
     curves.errors(logs.read(['logs/demo']), x='seconds').savefig('curves.svg')
 """
 from collections.abc import Callable
-from statistics import median
+from statistics import mean, median
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from tools.report import logs
 from tools.report.budget import Panel
+from tools.report.compare import Comparison
 from tools.report.logs import Run
 from utils import InputError
 
@@ -104,6 +105,22 @@ def budgets(panels: list[Panel], title: str = '') -> Figure:
         axes.minorticks_off()
         _dress(axes, whole=False)
         axes.legend(frameon=False)
+    return figure
+
+
+@STYLE
+def comparison(found: Comparison, title: str = '') -> Figure:
+    """The differences of losses to the student alone with their confidence intervals, the best one on top."""
+    differences = {entry.name: found.differences(entry, 'alone') for entry in found.entries}
+    differences = {name: values for name, values in differences.items() if values}
+    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(differences)), layout='constrained')
+    axes = figure.add_subplot(title=title or found.title,
+                              xlabel='difference to the student alone, points of error')
+    axes.errorbar([mean(values) for values in differences.values()], list(differences),
+                  xerr=[found.margin(values) or 0 for values in differences.values()], fmt='o', capsize=3)
+    axes.axvline(0, color='0.5', linewidth=1)
+    axes.invert_yaxis()
+    _dress(axes, whole=False)
     return figure
 
 

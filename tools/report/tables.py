@@ -95,8 +95,7 @@ def numbers(row: Row) -> Numbers:
         known = [value for value in values if value is not None]
         return statistic(known) if len(known) >= least else None
 
-    own, alone = _by_seed(row.same), _by_seed(row.alone)
-    against = [own[seed] - alone[seed] for seed in own if seed in alone]
+    against = paired(row.same, row.alone)
     errors = [run.error for run in row.same]
     cosines = zip(*(run.cosines for run in row.same if run.cosines), strict=True)
     return {
@@ -112,6 +111,12 @@ def numbers(row: Row) -> Numbers:
         'seconds': of(median, (sum(run.times.values()) for run in row.same)),
         'agreement': of(mean, (run.agreement for run in row.same)),
         **{f'cosine_{i}': of(mean, values) for i, values in enumerate(cosines)}}
+
+
+def paired(runs: list[Run], others: list[Run]) -> list[float]:
+    """Error minus that of the other runs, for each seed that both have."""
+    own, other = _by_seed(runs), _by_seed(others)
+    return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def _by_seed(runs: list[Run]) -> dict[int, float]:
@@ -161,11 +166,10 @@ def markdown(sections: list[Section]) -> str:
     return '\n\n'.join([*parts, '\n'.join(notes)])
 
 
-def difference(row: Numbers) -> str:
+def difference(value: float | None, error: float | None, n: int) -> str:
     """'-0.92 +- 0.15 (5 seeds)'."""
-    n, error = row['paired_seeds'], row['against_alone_error']
     around = '' if error is None else f' +- {error:.2f}'
-    return f'{row["against_alone"]:+.2f}{around} ({n} seed{"s" * (n > 1)})' if n else ''
+    return f'{value:+.2f}{around} ({n} seed{"s" * (n > 1)})' if n else ''
 
 
 def duration(seconds: float | None) -> str:
@@ -182,7 +186,9 @@ ERROR_COLUMNS = {
     'seeds': lambda row: f'{row["seeds"]}' + f' ({row["runs"]} runs)' * (row['runs'] > row['seeds']),
     'median, %': lambda row: 'missing' if row['median'] is None else f'{row["median"]:.2f}',
     'mean': '{mean:.2f}', 'range': '{min:.2f}-{max:.2f}', 'top-5, %': '{top5:.2f}',
-    'against alone': difference, 'paper, %': '{paper:g}', 'paper, top-5, %': '{paper_top5:g}',
+    'against alone': lambda row: difference(row['against_alone'], row['against_alone_error'],
+                                            row['paired_seeds']),
+    'paper, %': '{paper:g}', 'paper, top-5, %': '{paper_top5:g}',
     'training time': lambda row: duration(row['seconds'])}
 AGREEMENT_COLUMNS = {'epochs': '{epochs}', 'same class, %': '{agreement:.2f}'}
 
