@@ -33,7 +33,7 @@ def test_columns_are_named_and_of_equal_width(demo):
 
 def test_one_run_has_no_range_and_two_have_their_mean(tmp_path):
     write_run(tmp_path / 'a', [60, 90.5])
-    assert list(rows_of(table_of(tmp_path)).values())[0][0][3:6] == ['1', '9.50', '9.50']
+    assert list(rows_of(table_of(tmp_path)).values())[0][0][3:6] == ['1', '9.50', '2 min']
     write_run(tmp_path / 'b', [60, 88.5], seed=2)
     assert list(rows_of(table_of(tmp_path)).values())[0][0][3:7] == ['2', '10.50', '10.50', '9.50-11.50']
 
@@ -148,7 +148,7 @@ def test_options_of_a_loss_do_not_separate_a_method_from_the_student_alone(tmp_p
     write_run(tmp_path / 'alone', [70])
     for i, more in enumerate([{'map_p': 4.0}, {'beta_decay': 'linear', 'alpha': 0.9}, {'at_groups': [1]}]):
         write_run(tmp_path / str(i), [72 + i], teacher_id='t', beta=1e3, **more)
-    assert [row[5] for row in rows_of(table_of(tmp_path))['WRN-10-1 from t, shapes']] == [
+    assert [row[4] for row in rows_of(table_of(tmp_path))['WRN-10-1 from t, shapes']] == [
         '', '-4.00 (1 seed)', '-2.00 (1 seed)', '-3.00 (1 seed)']
 
 
@@ -218,4 +218,5 @@ def test_csv_has_the_same_rows_as_numbers(demo):
         'section': 'WRN-10-1 from WRN-16-1, shapes', 'network': 'WRN-10-1', 'teacher': 'WRN-16-1',
         'method': 'AT', 'epochs': '2', 'seeds': '3', 'runs': '3', 'median': '22', 'mean': '23',
         'min': '21', 'max': '26', 'top5': '', 'against_alone': '-8', 'against_alone_error': '0.5774',
-        'paired_seeds': '3', 'paper': '', 'paper_top5': '', 'seconds': '120.0', 'agreement': ''}
+        'paired_seeds': '3', 'paper': '', 'paper_top5': '', 'elsewhere': '', 'seconds': '120.0',
+        'agreement': ''}

@@ -155,8 +155,8 @@ def markdown(comparison: Comparison) -> str:
     notes = [f'{tables.what(used[0].dataset)} in the last epoch. The weight of each loss is the one with the '
              'lowest error on held-out\ntraining images.',
              'Against: mean difference to the run of the same seed, with its standard error. "Not '
-             f'distinguishable": its {CONFIDENCE:.0%} confidence\ninterval contains 0. The intervals hold for '
-             f"all {comparison.n_differences} differences of the table together (Student's t, Bonferroni).",
+             f'distinguishable": its {CONFIDENCE:.0%}\nconfidence interval contains 0. The intervals hold for '
+             f"the {comparison.n_differences} differences of the table together (Student's t, Bonferroni).",
              f'All runs on the test set trained for {tables.trained(used)}']
     return '\n\n'.join([f'**{comparison.title}**', tables.grid(columns, rows), '\n'.join(notes)])
 

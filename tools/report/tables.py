@@ -17,6 +17,9 @@ from tools.report.paper import Figure
 
 AGAINST = ('Against alone: difference to the student alone of the same seed, in points of error; mean +- '
            'standard error of\nthe mean over the seeds that both have.')
+ELSEWHERE = ('Reproduction: [trailmet-distillation](https://github.com/aryamaanthakur/'
+             'trailmet-distillation), 200 epochs,\none seed, with Nesterov momentum and 45,000 training '
+             'images.')
 AGREEMENT = ('Same class: images to which student and teacher give the same class. Cosine: between '
              'the attention maps of\nstudent and teacher, for each group of layers. Both are means over '
              'images and seeds, in the last epoch.')
@@ -108,6 +111,7 @@ def numbers(row: Row) -> Numbers:
         'top5': of(median, (run.top5 for run in row.same)), 'against_alone': of(mean, against),
         'against_alone_error': of(standard_error, against, 2), 'paired_seeds': len(against),
         'paper': row.figure and row.figure.error, 'paper_top5': row.figure and row.figure.top5,
+        'elsewhere': row.figure and row.figure.elsewhere,
         'seconds': of(median, (sum(run.times.values()) for run in row.same)),
         'agreement': of(mean, (run.agreement for run in row.same)),
         **{f'cosine_{i}': of(mean, values) for i, values in enumerate(cosines)}}
@@ -161,6 +165,7 @@ def markdown(sections: list[Section]) -> str:
     notes += [AGAINST] if any(row['paired_seeds'] for row in every) else []
     if how := dict.fromkeys(paper.HOW[figure.table] for figure in figures):
         notes.append(f"The paper's figures: {' / '.join(how)}.")
+    notes += [ELSEWHERE] if any(row['elsewhere'] for row in every) else []
     notes += [AGREEMENT] if any('agreement' in part or 'cosine, ' in part for part in parts) else []
     notes += [TIME + trained(runs)] if runs else []
     return '\n\n'.join([*parts, '\n'.join(notes)])
@@ -185,11 +190,12 @@ ERROR_COLUMNS = {
     'epochs': '{epochs}',
     'seeds': lambda row: f'{row["seeds"]}' + f' ({row["runs"]} runs)' * (row['runs'] > row['seeds']),
     'median, %': lambda row: 'missing' if row['median'] is None else f'{row["median"]:.2f}',
-    'mean': '{mean:.2f}', 'range': '{min:.2f}-{max:.2f}', 'top-5, %': '{top5:.2f}',
+    'mean': lambda row: f'{row["mean"]:.2f}' if row['runs'] > 1 else '',
+    'range': '{min:.2f}-{max:.2f}', 'top-5, %': '{top5:.2f}',
     'against alone': lambda row: difference(row['against_alone'], row['against_alone_error'],
                                             row['paired_seeds']),
     'paper, %': '{paper:g}', 'paper, top-5, %': '{paper_top5:g}',
-    'training time': lambda row: duration(row['seconds'])}
+    'reproduction, %': '{elsewhere:g}', 'training time': lambda row: duration(row['seconds'])}
 AGREEMENT_COLUMNS = {'epochs': '{epochs}', 'same class, %': '{agreement:.2f}'}
 
 
