@@ -155,9 +155,10 @@ def markdown(comparison: Comparison) -> str:
     notes = [f'{tables.what(used[0].dataset)} in the last epoch. The weight of each loss is the one with the '
              'lowest error on held-out\ntraining images.',
              'Against: mean difference to the run of the same seed, with its standard error. "Not '
-             f'distinguishable": its {CONFIDENCE:.0%}\nconfidence interval contains 0. The intervals hold for '
-             f"the {comparison.n_differences} differences of the table together (Student's t, Bonferroni).",
-             f'All runs on the test set trained for {tables.trained(used)}']
+             f'distinguishable": its {CONFIDENCE:.0%}',
+             f"confidence interval contains 0 (Student's t). The intervals hold for the {comparison.n_differences} "
+             'differences of the table',
+             f'together (Bonferroni). All runs on the test set trained for {tables.trained(used)}']
     return '\n\n'.join([f'**{comparison.title}**', tables.grid(columns, rows), '\n'.join(notes)])
 
 
