@@ -156,8 +156,8 @@ def markdown(comparison: Comparison) -> str:
              'lowest error on held-out\ntraining images.',
              'Against: mean difference to the run of the same seed, with its standard error. "Not '
              f'distinguishable": its {CONFIDENCE:.0%}',
-             f"confidence interval contains 0 (Student's t). The intervals hold for the {comparison.n_differences} "
-             'differences of the table',
+             "confidence interval contains 0 (Student's t). The intervals hold for the "
+             f'{comparison.n_differences} differences of the table',
              f'together (Bonferroni). All runs on the test set trained for {tables.trained(used)}']
     return '\n\n'.join([f'**{comparison.title}**', tables.grid(columns, rows), '\n'.join(notes)])
 
