@@ -9,7 +9,7 @@ run \"make clean\", then give a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 budget tune evidence smoke test test-distributed faults fuzz lint audit clean
+.PHONY: help demo table1 table2 table3 table4 table5 budget compare tune evidence smoke test test-distributed faults fuzz lint audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -33,6 +33,9 @@ table5: .venv/.installed-run  ## Table 5, ImageNet; IMAGENET=folder
 	$(recipe)
 
 budget: .venv/.installed-run  ## how many epochs a teacher saves; EPOCHS_LIST='5 10 20'
+	$(recipe)
+
+compare: .venv/.installed-run  ## compare losses with equal effort; LOSSES='at kd' PAIR=wrn_16_1:wrn_16_2
 	$(recipe)
 
 tune: .venv/.installed-run  ## choose learning rate, schedule and weights for 30 epochs on held-out images

@@ -74,10 +74,15 @@ run() {
 
 nin_thin='--model nin --width 96'
 nin_wide='--model nin --width 192'
+wrn_10_1='--depth 10 --width 1'
 wrn_16_1='--depth 16 --width 1'
 wrn_16_2='--depth 16 --width 2'
 wrn_40_1='--depth 40 --width 1'
 wrn_40_2='--depth 40 --width 2'
+resnet_20='--model resnet --depth 20'
+resnet_56='--model resnet --depth 56'
+resnet_8x4='--model resnet --depth 8 --width 4'
+resnet_32x4='--model resnet --depth 32 --width 4'
 
 # cifar NAME OPTIONS...
 cifar() {

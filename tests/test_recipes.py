@@ -266,6 +266,36 @@ def test_budget_repeats_no_run_of_table_1():
     assert both == {save for save, opt in runs.items() if opt.epochs == 30}
 
 
+def test_compare_tries_three_weights_of_each_loss():
+    runs = [opt for part in stages_of(recipe('compare', PRINT='1', LOGS='c')) for opt in part]
+    assert {(opt.seed, opt.val_images, opt.epochs, opt.lr_schedule) for opt in runs} == {
+        (11, 5000, 30, 'linear')}
+    teacher, *students = runs
+    assert teacher.save == 'c/choice/11/wrn_16_2' and {opt.teacher_id for opt in students} == {teacher.save}
+    tried = {}
+    for opt in students:
+        (loss,) = method.active(opt)
+        tried.setdefault((loss.title, opt.kd_logits), []).append(getattr(opt, loss.option))
+    assert {title for title, _ in tried} == {loss.title for loss in method.LOSSES if not loss.gradients}
+    for (title, _), (third, usual, triple) in tried.items():
+        odds = [weight / (1 - weight) if title == 'KD' else weight for weight in (third, usual, triple)]
+        assert [odds[1] / odds[0], odds[2] / odds[1]] == pytest.approx([3, 3], rel=0.05), title
+    _, students = stages_of(recipe('compare', PRINT='1', LOSSES='sp', PAIR='wrn_10_1:wrn_40_2'))
+    assert [row(opt)[0] for opt in students] == [(10, 1)] * 3
+
+
+def test_compare_to_its_end(tmp_path):
+    settings = {'LOSSES': 'at kd', 'PAIR': 'wrn_10_1:wrn_16_1', 'DATASET': 'shapes', 'EPOCHS': '2',
+                'VAL_IMAGES': '8', 'SEEDS': '1 2', 'ARGS': '--max_images 16 --batch_size 8',
+                'LOGS': str(tmp_path)}
+    done = recipe('compare', **settings)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert all(re.search(rf'\| {name} .*\| 2 ', done.stdout) for name in ('alone', 'AT', 'KD'))
+    assert (tmp_path / 'compare.png').read_bytes().startswith(b'\x89PNG')
+    assert len(list(tmp_path.glob('final/*/*/log.txt'))) == 8
+    assert len(list(tmp_path.glob('choice/*/*/log.txt'))) == 7
+
+
 # --- settings -----------------------------------------------------------------------------------------------
 
 
@@ -392,7 +422,9 @@ def test_no_report_of_what_failed(copy):
     *(('table1', {'PAIRS': pairs}, f'PAIRS: {pairs.split()[-1]} is') for pairs in (
         'wrn_16_1', ':', 'wrn_16_1:', ':wrn_16_1', 'wrn_16_1:resnet18', 'wrn_16_1:wrn_16_2:wrn_40_1',
         'wrn_16_1:wrn_16_2 wrn_16_1')),
-    ('table4', {}, 'CUB=folder'), ('table5', {}, 'IMAGENET=folder')])
+    ('compare', {'PAIR': 'wrn_16_1:resnet18'}, 'PAIR=wrn_16_1:resnet18'),
+    ('compare', {'LOSSES': 'at xx'}, 'LOSSES=at xx'), ('table4', {}, 'CUB=folder'),
+    ('table5', {}, 'IMAGENET=folder')])
 def test_one_sentence(name, variables, words):
     done = recipe(name, **variables)
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
