@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import cifar
 import resnet
-from helpers import N_TRAIN, ROOT, SMALL, call_cifar, listing, log_of
+from helpers import N_TRAIN, ROOT, SMALL, Payload, call_cifar, listing, log_of
 from inputs import cifar as data
 from inputs import shapes
 from training import checkpoint
@@ -367,14 +367,6 @@ def test_divergence_names_what_is_on(home, tmp_path):
 
 
 # --- mistakes --------------------------------------------------------------------------------------------
-
-
-class Payload:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.write_text, (self.path, 'payload ran')
 
 
 @pytest.fixture(scope='session')

@@ -19,7 +19,7 @@ import helpers
 import imagenet
 import layers
 import resnet
-from helpers import listing, log_of, run_ranks
+from helpers import Payload, listing, log_of, run_ranks
 from inputs import folders
 from tools import export
 from training import checkpoint, devices
@@ -525,16 +525,6 @@ def test_photos_from_training_to_exports(tmp_path, shared):
 
 
 # --- mistakes --------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """What unpickling it would do: write a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def pickled_hkl(path, target):

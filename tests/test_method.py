@@ -27,13 +27,6 @@ from utils import InputError
 F64 = {'dtype': torch.float64}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
 def parse(*arguments, teacher=True):
     return cifar.parse(['--save', 'run', *(['--teacher_id', 'teacher'] if teacher else []),
                         *map(str, arguments)])

@@ -17,13 +17,6 @@ from weights import networks
 KINDS = list(itertools.product([True, False], repeat=2))  # with BN, with ReLU before pooling
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
-
 class Twin(nn.Module):
     """Nine convolutions in a row, with what follows each; the groups end where pooling begins."""
 

@@ -11,15 +11,8 @@ from torch import nn
 
 import layers
 import resnet
+from helpers import Payload
 from utils import InputError
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():  # two wait for each other longer than they compute on tensors this small
-    before = torch.get_num_threads()
-    yield torch.set_num_threads(1)
-    torch.set_num_threads(before)
-
 
 # --- a pre-activation wide ResNet of modules -------------------------------------------------------------
 
@@ -339,14 +332,6 @@ def test_truncated_files(tmp_path):
         refused(part)
 
 
-class Payload:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, 'w')
-
-
 def test_foreign_pickles_run_no_code(tmp_path):
     victim, path = tmp_path / 'written', tmp_path / 'model.pt7'
     for content in (Payload(victim), {'params': network(), 'epoch': Payload(victim)}):
@@ -357,7 +342,7 @@ def test_foreign_pickles_run_no_code(tmp_path):
     path.write_bytes(pickle.dumps(Payload(victim)))
     refused(path)
     assert not victim.exists()
-    pickle.loads(path.read_bytes()).close()  # it would have
+    pickle.loads(path.read_bytes())  # it would have
     assert victim.exists()
 
 

@@ -14,7 +14,7 @@ import cifar
 import layers
 import resnet
 import training
-from helpers import THREADS, log_of, train
+from helpers import log_of, train
 from inputs import cifar as data
 from inputs import shapes
 from layers import Sample
@@ -25,14 +25,6 @@ from utils import InputError
 
 CPU = torch.device('cpu')
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """On networks this small two threads only wait for each other."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 def pictures(n: int, seed: int, size: int = 32, classes: int = 10, device=CPU) -> data.Images:
