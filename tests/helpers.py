@@ -1,6 +1,7 @@
 """What several files of tests use: scripts called in this process, their logs, and ranks."""
 import contextlib
 import functools
+import importlib
 import io
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -141,46 +143,63 @@ def ranks_of(pid: int) -> dict[str, int]:
     return found
 
 
-def become_rank(n, rank, port, **more):
-    """A rank, in a fork, which has none of the threads that its parent may have."""
-    torch.set_num_threads(1)
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), **more}
+RANKS = multiprocessing.get_context('forkserver')
+RANKS.set_forkserver_preload(['pytest', 'torchnet.engine', 'torchvision'])  # what takes seconds to import
 
 
-def start_ranks(n, target, *arguments):
-    """Processes of target(n, rank, port, *arguments), for all of which torch is imported already."""
+def start_ranks(n: int, target, *arguments) -> list[multiprocessing.Process]:
+    """Processes of target(rank, *arguments) in the environment of n ranks; with 0 one process without ranks.
+
+    They are forks of a process that has only imported torch. A fork of this one can hang: earlier tests may
+    have started threads in it.
+    """
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
-    context = multiprocessing.get_context('fork')
-    started = [context.Process(target=target, args=(n, rank, port, *arguments)) for rank in range(n)]
+    started = [RANKS.Process(target=be_rank, args=(n, rank, port, target, arguments))
+               for rank in range(n or 1)]
     for each in started:
         each.start()
     return started
 
 
-def run_rank(n, rank, port, plain, fixed_bn, script, arguments, folder):
-    """A rank, in a process of its own. With fixed BN an image's gradient does not depend on the others."""
-    if plain:
-        torch.set_num_threads(1)
-    else:
-        become_rank(n, rank, port)
+def be_rank(n, rank, port, target, arguments):
+    torch.set_num_threads(1)
+    if n:
+        os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(n),
+                       'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    target(rank, *arguments)
+
+
+def run_ranks(n, *arguments, folder, fixed_bn=False, script=cifar, status=0, **variables) -> Done:
+    """A script with n ranks on a small data set; with 0 in one process without ranks.
+
+    Each rank must end with `status`. What all ranks print is returned. variables: added to the environment.
+    With fixed BN the gradient of an image does not depend on the other images.
+    """
+    with tempfile.TemporaryDirectory() as printed:
+        streams = [Path(printed, name) for name in ('out', 'err')]
+        started = start_ranks(n, run_rank, folder, script.__name__, arguments, fixed_bn, variables, streams)
+        end = time.monotonic() + 120
+        for each in started:
+            each.join(max(end - time.monotonic(), 0))
+        found = [each.exitcode for each in started]
+        for each in started:
+            each.kill()  # one that waits for another that is gone
+        done = Done(status, *(stream.read_text() for stream in streams))
+    print(done.out, done.err)
+    assert found == [status] * len(started), found
+    return done
+
+
+def run_rank(rank, folder, script, arguments, fixed_bn, variables, streams):
+    for i, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND), i)
+    os.environ |= variables
     own = Path(folder, f'machine{rank}')  # where there is one
     os.chdir(own if own.exists() else folder)
     shapes.N_TRAIN, shapes.N_TEST = N_TRAIN, N_TEST
+    module = importlib.import_module(script)
     if fixed_bn:
-        script.training_step = functools.partial(training_step, fixed_bn=True)
-    sys.argv = [f'{script.__name__}.py', *map(str, arguments)]
-    exits.script(script.main)
-
-
-def run_ranks(n, *arguments, folder, fixed_bn=False, script=cifar, status=0):
-    """A script with n ranks, without the start of Python for each; 0: in a plain process, without ranks."""
-    started = start_ranks(n or 1, run_rank, n == 0, fixed_bn, script, arguments, folder)
-    end = time.monotonic() + 120
-    for each in started:
-        each.join(max(end - time.monotonic(), 0))
-    found = [each.exitcode for each in started]
-    for each in started:
-        each.kill()  # one that waits for another that is gone
-    assert found == [status] * len(started), found
+        module.training_step = functools.partial(training_step, fixed_bn=True)
+    sys.argv = [f'{script}.py', *map(str, arguments)]
+    exits.script(module.main)

@@ -20,7 +20,7 @@ import cifar
 import helpers
 import layers
 import resnet
-from helpers import N_TEST, N_TRAIN, ROOT, SMALL, become_rank, log_of, ranks_of, run_ranks, start_ranks
+from helpers import N_TEST, N_TRAIN, ROOT, SMALL, log_of, ranks_of, run_ranks, start_ranks
 from inputs import cifar as data
 from inputs import shapes
 from training import checkpoint, devices, exits
@@ -167,18 +167,15 @@ def test_ranks_follow_a_schedule_by_batches_as_one_process(tmp_path):
 
 
 @pytest.mark.ranks
-def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, capfd):
+def test_a_run_of_two_ranks_goes_on_with_one(tmp_path):
     """BN as usual: the saved statistics, of rank 0, are what all ranks evaluate by."""
     command = [*SMALL, '--save', 'run', '--resume', 'auto']
     run_ranks(2, *command, '--epochs', 2, '--ngpu', 2, folder=tmp_path)
     run_ranks(1, *command, '--epochs', 3, folder=tmp_path)
     log = log_of(tmp_path / 'run')
     assert [(e['epoch'], e['ranks'], e['ngpu']) for e in log] == [(1, 2, 2), (2, 2, 2), (3, 1, 1)]
-    capfd.readouterr()
-    outputs = []
-    for n in (1, 2, 3):
-        run_ranks(n, *SMALL, '--evaluate', '--student_params', 'run', '--ngpu', n, folder=tmp_path)
-        outputs.append(capfd.readouterr().out)
+    outputs = [run_ranks(n, *SMALL, '--evaluate', '--student_params', 'run', '--ngpu', n, folder=tmp_path).out
+               for n in (1, 2, 3)]
     assert outputs[0] == outputs[1] == outputs[2]
     assert f'test loss {log[2]["test_loss"]:.4f} accuracy {log[2]["test_acc"]:.2f}' in outputs[0]
 
@@ -199,9 +196,9 @@ def test_machines_without_the_folder_of_rank_0(tmp_path):
     assert all(torch.equal(t, b[name]) for name, t in a.items())
 
 
-def download(n, rank, port, folder):
+def download(rank, folder):
     """Of two machines with two ranks each."""
-    become_rank(n, rank, port, LOCAL_RANK=str(rank % 2))
+    os.environ['LOCAL_RANK'] = str(rank % 2)
     dist.init_process_group('gloo')
     with devices.first_rank_first():
         for what in ('begins', 'ends'):
@@ -223,9 +220,8 @@ def test_the_first_rank_of_a_machine_goes_first(tmp_path):
     assert sorted(lines[4:]) == ['1 begins', '1 ends', '3 begins', '3 ends']
 
 
-def sleeper(n, rank, port, folder):
+def sleeper(rank, folder):
     """Rank 0 computes; rank 1 is there, and then hangs. The time to wait for it is cut to seconds."""
-    become_rank(n, rank, port)
     dist.init_process_group = functools.partial(dist.init_process_group,
                                                 timeout=datetime.timedelta(seconds=6))
     os.chdir(folder)

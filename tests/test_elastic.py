@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ranks
 def test_a_killed_rank(tmp_path, restarts):
     """With a restart the run ends whole; without one all ends at once, and the same command goes on."""
     (tmp_path / 'sitecustomize.py').write_text(  # a rank that comes later than rank 0 finds what is left
-        f'import os, shapes, time\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n'
+        f'import os, time\nfrom inputs import shapes\nshapes.N_TRAIN, shapes.N_TEST = {N_TRAIN}, {N_TEST}\n'
         'if os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":\n'
         '    time.sleep(3)\n')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',

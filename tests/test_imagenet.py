@@ -301,16 +301,14 @@ def test_evaluation_counts_every_image_once(tmp_path, home):
 
 
 @pytest.mark.ranks
-def test_two_ranks(tmp_path, home, run_script, capfd):
+def test_two_ranks(tmp_path, home, run_script):
     """The error of one process to the digit; what rank 1 stumbles on is told, or counted."""
     shutil.copytree(home / 'images', tmp_path / 'images')
     common = ['--imagenetpath', 'images', *SMALL]
     evaluate = [*common, '--evaluate', '--student_params', home / 'logs' / 'r34']
 
     def printed(n, *more):
-        capfd.readouterr()
-        run_ranks(n, *evaluate, '--ngpu', n, *more, folder=tmp_path, script=imagenet)
-        return capfd.readouterr().out
+        return run_ranks(n, *evaluate, '--ngpu', n, *more, folder=tmp_path, script=imagenet).out
 
     assert printed(1) == printed(2) != ''
     damaged = tmp_path / 'images' / 'val' / 'n03' / 'n03_val0.JPEG'  # image 6 of 0 ... 7 in the first batch

@@ -92,13 +92,12 @@ def test_torchrun_does_not_begin_anew_what_max_hours_ended(tmp_path, monkeypatch
 
 
 @pytest.mark.ranks
-def test_ranks_stop_together(tmp_path, capfd, monkeypatch):
-    run_ranks(2, *SMALL, '--epochs', 3, '--save', 'run', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path,
-              status=75)
-    assert capfd.readouterr().err.count('stopped after epoch 1') == 1
-    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a')
-    run_ranks(2, *SMALL, '--epochs', 3, '--save', 'b', '--max_hours', 1e-6, '--ngpu', 2, folder=tmp_path)
-    assert capfd.readouterr().err.count('stopped after epoch 1') == 1
+def test_ranks_stop_together(tmp_path):
+    command = [*SMALL, '--epochs', 3, '--max_hours', 1e-6, '--ngpu', 2]
+    done = run_ranks(2, *command, '--save', 'run', folder=tmp_path, status=75)
+    assert done.err.count('stopped after epoch 1') == 1
+    done = run_ranks(2, *command, '--save', 'b', folder=tmp_path, TORCHELASTIC_RUN_ID='a')
+    assert done.err.count('stopped after epoch 1') == 1
     assert [e['epoch'] for e in log_of(tmp_path / 'run')] == [1]
 
 

@@ -69,9 +69,11 @@ def script(main: Callable[[], None]) -> None:
             _end(2, f'error: {str(e).partition(",")[0]}: leave out --deterministic')
         if not devices.is_lost(e):
             raise
+        if devices.WATCHED not in os.environ:  # devices.launch reports it itself
+            print(f'{Path(sys.argv[0]).name}: rank {os.environ["RANK"]} has lost another rank, or waited too '
+                  'long for one that hangs', file=sys.stderr, flush=True)
         time.sleep(1)  # torchrun reports the first rank that fails, which should not be this one
-        _end(devices.LOST, '' if devices.WATCHED in os.environ else  # devices.launch reports it
-             f'rank {os.environ["RANK"]} has lost another rank, or waited too long for one that hangs')
+        _end(devices.LOST)
 
 
 def _end(status: int, sentence: str = '', once: bool = False) -> NoReturn:
