@@ -7,7 +7,7 @@ A network is a function and a flat dictionary of tensors with dotted names.
 """
 import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,9 +64,10 @@ def flatten(tree: Mapping, prefix: str = '') -> Params:
     return flat
 
 
-def trainable(params: Params) -> Params:
-    """Mark every tensor but the BN statistics as a leaf that takes gradients; returns those, by name."""
-    return {name: t.requires_grad_() for name, t in params.items() if not is_statistic(name)}
+def trainable(params: Params, fixed: Collection[str] = ()) -> Params:
+    """Mark tensors as leaves that take gradients, all but BN statistics and `fixed`; return those."""
+    return {name: t.requires_grad_() for name, t in params.items()
+            if not is_statistic(name) and name not in fixed}
 
 
 def n_parameters(params: Params) -> int:
@@ -87,8 +88,11 @@ def classify(x: Tensor, params: Params, base: str) -> Tensor:
 
 @contextmanager
 def statistics_aside(params: Params) -> Iterator[None]:
-    """Inside, BN updates copies of the running statistics in `params`, which are then forgotten."""
-    kept = {name: t for name, t in params.items() if is_statistic(name)}
+    """Inside, BN updates copies of the running statistics in `params`, which are then forgotten.
+
+    Statistics are the tensors that no gradient reaches, because the names of a module are its own.
+    """
+    kept = {name: t for name, t in params.items() if not t.requires_grad}
     params |= {name: t.clone() for name, t in kept.items()}
     try:
         yield

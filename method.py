@@ -8,11 +8,13 @@ A new loss is a function in `utils`, a row of LOSSES and a test.
 import argparse
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import layers
 import utils
@@ -284,17 +286,23 @@ def ask_student(opt: argparse.Namespace, f: Network, student: Params, x: Tensor,
     """
     gradients = any(row.gradients for row in active(opt))
     x = x.detach().requires_grad_(gradients)
-    with layers.autocast(x.device, opt.dtype):
+    with layers.autocast(x.device, opt.dtype), twice_differentiable(gradients):
         y_s, g_s = f(x, student, mode)
     step = Step(labels, y_s, g_s, student)
     if gradients:
         step = step._replace(j_s=utils.input_gradient(x, y_s, labels))
     if opt.sym_beta:
         mirrored = x.detach().flip(3).requires_grad_()
-        with layers.autocast(x.device, opt.dtype), layers.statistics_aside(student):
+        with (layers.autocast(x.device, opt.dtype), twice_differentiable(gradients),
+              layers.statistics_aside(student)):
             y_m, _ = f(mirrored, student, mode)
         step = step._replace(y_m=y_m, j_m=utils.input_gradient(mirrored, y_m, labels))
     return step
+
+
+def twice_differentiable(needed: bool) -> AbstractContextManager:
+    """Inside, attention of transformers is computed by the one kernel that has gradients of gradients."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
 def ask_teacher(opt: argparse.Namespace, f: Network, teacher: Params, x: Tensor,

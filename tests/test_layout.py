@@ -11,7 +11,7 @@ from helpers import ROOT
 # A module or package imports from lower layers only, and from its own. A new file is placed here first.
 LAYERS = [
     {'utils', 'layers'},
-    {'resnet', 'nin'},
+    {'resnet', 'nin', 'modules'},
     {'method', 'inputs', 'weights'},
     {'training'},
     {'cifar', 'imagenet', 'hubconf'},
