@@ -1,6 +1,7 @@
 """Modules as networks: the same numbers as the module itself, and as our own functional network."""
 import copy
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -328,3 +329,30 @@ def test_compiled():
                           capture_output=True, timeout=600, stdin=subprocess.DEVNULL,
                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert (done.returncode, done.stdout) == (0, 'the same\n'), done.stderr
+
+
+# --- which groups ------------------------------------------------------------------------------------------
+
+
+ROW = re.compile(r'^\| (\w+) \| ([\w., ]+) \| ([\dx, ]+) \|$', re.MULTILINE)
+TABLE = (ROOT / 'docs' / 'options.md').read_text().partition('| torchvision network |')[2]
+
+
+def test_the_table_has_the_usual_families():
+    families = 'resnet', 'vgg', 'mobilenet', 'densenet', 'efficientnet', 'convnext', 'vit', 'swin'
+    names = [name for name, _, _ in ROW.findall(TABLE)]
+    assert len(names) == 12 and all(any(name.startswith(family) for name in names) for family in families)
+
+
+@pytest.mark.parametrize(('name', 'groups', 'shapes'), ROW.findall(TABLE))
+def test_default_groups_of_the_table(name, groups, shapes):
+    module = torchvision.models.get_model(name, weights=None)
+    found = modules.candidates(module, 224)
+    assert modules.default_groups(module, found) == groups.split(', ')
+    assert ['x'.join(map(str, found[group])) for group in groups.split(', ')] == shapes.split(', ')
+
+
+def test_candidates_in_the_order_of_the_forward_pass():
+    found = modules.candidates(Handmade(), 32)
+    assert list(found) == ['first', 'norm', 'body.0', 'body.1', 'body.2', 'body']
+    assert set(found.values()) == {(16, 32, 32)} and modules.default_groups(Handmade(), found) == []
