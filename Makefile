@@ -1,6 +1,7 @@
 # Each target sets up .venv itself, once; `make demo PYTHON=python3.12` chooses another Python for it.
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
+PYTEST := $(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 # Paths are relative and tools run as `python -m`: the folder can be moved, and its name can have spaces.
 CHECK := import sys; \
@@ -9,7 +10,7 @@ run \"make clean\", then give a newer one, as in \"make demo PYTHON=python3.12\"
 % ((sys.executable,) + sys.version_info[:2]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 budget compare tune evidence smoke test test-distributed faults fuzz lint audit clean
+.PHONY: help demo table1 table2 table3 table4 table5 budget compare tune evidence smoke test test-all test-distributed faults fuzz lint audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
@@ -47,8 +48,11 @@ evidence: .venv/.installed-run  ## every long run behind docs/results.md, days o
 smoke: .venv/.installed-run  ## every row of every table for a few steps
 	$(recipe)
 
-test: .venv/.installed-dev  ## run the tests, two files at the same time; ARGS='-k name' goes to pytest
-	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-fail-under=90)
+test: .venv/.installed-dev  ## run all tests but the slow ones, two files at once; ARGS='-k name' goes to pytest
+	@$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow' --cov)
+
+test-all: test  ## run the slow tests too, which together run 90 % of the lines
+	@$(PYTEST) -m slow --cov --cov-append --cov-fail-under=90
 
 test-distributed: .venv/.installed-dev  ## run the tests with several ranks, which compare them with one rank
 	@$(VENV_PYTHON) -m pytest -m ranks

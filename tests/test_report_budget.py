@@ -148,6 +148,12 @@ def test_the_command_prints_and_draws(demo, tmp_path):
     assert b'</svg>' in (tmp_path / 'budget.svg').read_bytes()
 
 
+def test_several_folders_are_one_panel(demo):
+    parts = [demo / '1', demo / '2', demo / '3']
+    done = call(report, '--budget', *parts, cwd=demo)
+    assert done.status == 0 and done.out == call(report, '--budget', demo, cwd=demo).out
+
+
 def test_in_a_document(demo, tmp_path):
     document = tmp_path / 'document.md'
     document.write_text('<!-- report: --budget budget -->\n<!-- end of report -->\n')
@@ -156,7 +162,7 @@ def test_in_a_document(demo, tmp_path):
 
 
 @pytest.mark.parametrize('arguments', [
-    ['--budget', 'budget', 'budget'], ['--budget', 'budget', '--table', '1'], ['--budget', 'nowhere'],
+    ['budget', '--budget', 'budget'], ['--budget', 'budget', '--table', '1'], ['--budget', 'nowhere'],
     ['--budget', 'budget', '--csv', 'a.csv'], ['--budget', 'budget/1/AT_5'], ['--budget', 'budget/1/teacher'],
     ['--budget', 'budget', '--benchmarks', 'x']])
 def test_mistakes(demo, tmp_path, arguments):

@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument('logs', nargs='*', default='', type=options.path, metavar='LOGS',
                       help='log, folder of a run, or folder of several runs')
-    mode.add_argument('--budget', type=options.path, metavar='FOLDER',
+    mode.add_argument('--budget', nargs='+', type=options.path, metavar='FOLDER',
                       help='report error against the number of epochs, and how many epochs a teacher saves')
     mode.add_argument('--compare', type=options.path, metavar='FOLDER',
                       help='report losses that were compared with equal effort, as recipes/compare.sh does')
@@ -91,7 +91,7 @@ def markdown(opt: argparse.Namespace, folder: Path = Path()) -> str:
     if opt.benchmarks:
         return benchmarks.markdown(benchmarks.read(folder / opt.benchmarks))
     if opt.budget:
-        return budget.markdown(budget.read(logs.read([opt.budget], folder)))
+        return budget.markdown(budget.read(logs.read(opt.budget, folder)))
     if opt.compare:
         return compare.markdown(compare.read(logs.read([opt.compare], folder)))
     if opt.choose:
@@ -103,7 +103,7 @@ def files(opt: argparse.Namespace) -> dict[Path, bytes]:
     """The contents of the files to write."""
     found = {}
     if opt.budget and opt.plot:
-        found[opt.plot] = curves.budgets(budget.read(logs.read([opt.budget])), opt.title)
+        found[opt.plot] = curves.budgets(budget.read(logs.read(opt.budget)), opt.title)
     elif opt.compare and opt.plot:
         found[opt.plot] = curves.comparison(compare.read(logs.read([opt.compare])), opt.title)
     elif opt.plot:
