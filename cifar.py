@@ -19,14 +19,15 @@ from layers import Network, Params
 from method import adaptors, evaluation_step, training_step
 from training import devices, exits, fast, options
 from utils import InputError
-from weights import networks, tensors
+from weights import named, networks, tensors
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a network on CIFAR, alone or as the student of a teacher.')
     group = parser.add_argument_group('model')
-    group.add_argument('--model', choices=['wrn', 'resnet', 'nin'], default='wrn',
-                       help='the student: wide ResNet, ResNet or Network-in-Network')
+    group.add_argument('--model', type=options.network_name('wrn', 'resnet', 'nin'), default='wrn',
+                       metavar='NAME', help='the student: wrn (wide ResNet), resnet, nin '
+                       f'(Network-in-Network), {named.FORMS}')
     group.add_argument('--depth', type=options.positive_int, default=16,
                        help='number of layers; wide ResNet: 6n + 4 (10, 16, 22, 28, 34, 40, ...); '
                             'ResNet: 6n + 2 (8, 20, 32, 56, 110, ...)')
@@ -38,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     group.add_argument('--teacher_id', type=options.path, default='', metavar='RUN',
                        help='the teacher: the name of a run under logs/, the folder of a run, or weights '
                             '(file or address)')
+    options.add_names(group)
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=list(data.CLASSES), default='CIFAR10',
                        help='data set; shapes is built in and needs no download')
@@ -59,10 +61,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                          weight_decay=5e-4)
     options.add_device(parser, nthread=4, images='has no effect: the images are in memory')
     opt = options.parse(parser, arguments)
-    if opt.model != 'wrn':
+    if opt.model in ('resnet', 'nin'):
         depth, width = (nin.DEPTH, nin.THIN) if opt.model == 'nin' else (20, 1.0)
         parser.set_defaults(depth=depth, width=width)
         opt = options.parse(parser, arguments)
+    options.check_names(parser, opt, 'teacher_id', ('depth', 'width'))
+    if opt.list_groups:
+        print(named.candidates(opt.model, data.CLASSES[opt.dataset], data.SIZE))
+        sys.exit(0)
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
@@ -104,16 +110,17 @@ def main() -> None:
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_id:
-            f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, student, device)
-        student |= adaptors(opt, f_s, student, f_t, teacher)
+            f_t, teacher = training.load_teacher(find_teacher(opt.teacher_id), opt, f_s, student, device,
+                                                 data.SIZE)
+        facts = {'num_classes': num_classes, **networks.facts(f_s, f_t, teacher)}
+        student |= adaptors(opt, f_s, student, f_t, teacher, data.SIZE)
         student = devices.to_device(student, device)
-        layers.trainable(student)
+        layers.trainable(student, networks.statistics(f_s))
         f_s, student = devices.parallel(f_s, student)
 
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher)
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
-        facts = {'num_classes': num_classes, 'teacher': networks.fields(teacher)}
         run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, pace=pace)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
@@ -130,7 +137,9 @@ def main() -> None:
 def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     """Print loss and error of trained weights."""
     path = options.evaluated(opt)
-    f, params = training.load(path, opt.dataset, data.CLASSES[opt.dataset], device, None, opt.val_images)
+    model = opt.model if named.is_name(opt.model) else ''
+    f, params = training.load(path, opt.dataset, data.CLASSES[opt.dataset], device, None, opt.val_images,
+                              model, opt.groups, data.SIZE)
     _, test_set = load(opt, device)
     opt = fast.chosen(opt, device, steps=0)
     h_test = evaluation_step(f, params, opt.dtype)
@@ -141,6 +150,8 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
 
 def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]:
     """The student, with fresh weights."""
+    if named.is_name(opt.model):
+        return named.build(opt.model, num_classes, data.SIZE, opt.groups)
     if opt.model == 'nin':
         return nin.nin(int(opt.width), num_classes, not opt.no_bn, not opt.no_pool_relu)
     build = resnet.wide_resnet if opt.model == 'wrn' else resnet.cifar_resnet

@@ -57,8 +57,8 @@ def nin(weights: str) -> _Module:
 def _load(weights: str, kind: str) -> _Module:
     f, params = _networks.load(weights)
     if kind.startswith('folded'):
-        f, params = _networks.network(_networks.resnet.fold(params))
-    found = _networks.describe(params)
+        f, params = _networks.folded(f, params)
+    found = _networks.describe(params, f)
     if kind not in found:
         raise _networks.InputError(f'{weights} holds a {found}, not a {kind.rstrip("-")}')
     return _networks.Module(f, params).eval()
@@ -66,7 +66,7 @@ def _load(weights: str, kind: str) -> _Module:
 
 # --- the package -----------------------------------------------------------------------------------------
 
-_OURS = ('utils', 'layers', 'resnet', 'nin', 'weights')  # what is imported for the functions above
+_OURS = ('utils', 'layers', 'modules', 'resnet', 'nin', 'weights')  # what is imported for the functions above
 _FOLDER = _Path(__file__).resolve().parent
 
 

@@ -20,7 +20,7 @@ from layers import Network, Params
 from method import adaptors, evaluation_step, training_step
 from training import devices, exits, fast, options
 from utils import InputError
-from weights import networks, tensors
+from weights import named, networks, tensors
 
 TOPK = (1, 5)
 # The paper does not give its schedule of fine-tuning (Section 4.2.2): these take the place of the defaults.
@@ -30,6 +30,8 @@ FINETUNING = {'epochs': 60, 'batch_size': 64, 'lr': 0.01, 'epoch_step': [40]}
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = options.Parser('Train a ResNet on ImageNet, alone or with a teacher, or fine-tune one.')
     group = parser.add_argument_group('model')
+    group.add_argument('--model', type=options.network_name('resnet'), default='resnet', metavar='NAME',
+                       help=f'the student: resnet, or {named.FORMS}')
     group.add_argument('--depth', type=options.positive_int, choices=list(resnet.BLOCKS), default=18,
                        help='number of layers of the student')
     group.add_argument('--width', type=options.width, default=1.0,
@@ -42,6 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                             'defaults: ' + ', '.join(f'--{k} {v}' for k, v in FINETUNING.items()))
     group.add_argument('--freeze', type=options.count, default=1, metavar='GROUPS',
                        help='with --finetune: number of groups, from the first, that are not trained')
+    options.add_names(group)
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', choices=folders.DATASETS, default='imagenet',
                        help='data set; folder: any images in train/<class>/ and val/<class>/')
@@ -64,8 +67,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
     if not opt.evaluate and not opt.save:
         losses = ''.join(f'_{loss.name}' for loss in method.active(opt))
-        opt.save = f'logs/{opt.dataset}_resnet_{opt.depth}_{opt.width:g}{losses}'
+        network = f'{opt.model}_{opt.depth}_{opt.width:g}' if opt.model == 'resnet' else opt.model
+        opt.save = f'logs/{opt.dataset}_{re.sub("[^-.0-9A-Z_a-z]+", "_", network)}{losses}'
+    options.check_names(parser, opt, 'teacher_params', ('depth', 'width'))
+    if opt.list_groups:
+        print(named.candidates(opt.model, 1000, images.SIZE))
+        sys.exit(0)
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
+    if opt.finetune and opt.model != 'resnet':
+        parser.error(f'--finetune is for --model resnet: it cannot start {opt.model} from weights')
     if opt.dataset in ('cub', 'scenes') and not opt.finetune and not opt.evaluate:
         parser.error(f'--dataset {opt.dataset} is for fine-tuning: add --finetune torchvision:resnet18, '
                      'a run or a file of weights')
@@ -100,24 +110,25 @@ def main() -> None:
 
         # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
         torch.manual_seed(opt.seed)
-        f_s, student = resnet.resnet(opt.depth, opt.width, num_classes)
+        f_s, student = network(opt, num_classes)
         if opt.finetune and not folder.state:
             with devices.first_rank_first():
                 student = pretrained(opt.finetune, student)
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_params:
-            f_t, teacher = training.load_teacher(opt.teacher_params, opt, student, device, classes)
-        student |= adaptors(opt, f_s, student, f_t, teacher)
+            f_t, teacher = training.load_teacher(opt.teacher_params, opt, f_s, student, device, images.SIZE,
+                                                 classes)
+        facts = {'num_classes': num_classes, 'classes': classes, **networks.facts(f_s, f_t, teacher)}
+        student |= adaptors(opt, f_s, student, f_t, teacher, images.SIZE)
         student = devices.to_device(student, device)
         fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
-        layers.trainable({name: t for name, t in student.items() if name not in fixed})
+        layers.trainable(student, fixed | networks.statistics(f_s))
         f_s, student = devices.parallel(f_s, student)
 
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher, fixed_bn=bool(opt.finetune))
         h_test = evaluation_step(f_s, student, opt.dtype, f_t, teacher)
-        facts = {'num_classes': num_classes, 'classes': classes, 'teacher': networks.fields(teacher)}
         run = training.Run(opt, folder, student, h_test, train_loader, test_loader, facts, TOPK, pace)
 
         # The loop is torchnet's: for each sample zero_grad, h, backward, step.
@@ -136,7 +147,9 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     path = options.evaluated(opt)
     _, test_set = folders.load(opt.dataset, opt.imagenetpath, train=False)
     exits.say_first(folders.note_of(test_set))
-    f, params = training.load(path, opt.dataset, len(test_set.classes), device, test_set.classes)
+    model = opt.model if named.is_name(opt.model) else ''
+    f, params = training.load(path, opt.dataset, len(test_set.classes), device, test_set.classes, 0, model,
+                              opt.groups, images.SIZE)
     opt = fast.chosen(opt, device, steps=0)
     test_loader = loader(opt, test_set, device)
     result = training.evaluate(evaluation_step(f, params, opt.dtype), test_loader, TOPK)
@@ -144,6 +157,13 @@ def evaluate(opt: argparse.Namespace, device: torch.device) -> None:
     exits.print_first(f'{path}: test loss {result["loss"]:.4f} top-1 error {100 - result["acc"]:.2f} '
                         f'top-5 error {100 - result["acc5"]:.2f}'
                         + (f' without {damaged} damaged images' if damaged else ''))
+
+
+def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]:
+    """The student, with fresh weights."""
+    if opt.model == 'resnet':
+        return resnet.resnet(opt.depth, opt.width, num_classes)
+    return named.build(opt.model, num_classes, images.SIZE, opt.groups)
 
 
 def loader(opt: argparse.Namespace, split: folders.Split, device: torch.device, crop: str = 'center',
@@ -160,12 +180,12 @@ def pretrained(path: str, fresh: Params) -> Params:
     found = tensors.read(path)
     if not head.keys() <= found.keys():
         found = {name: t for name, t in found.items() if name not in head} | head
-    _, params = networks.network(found, path)
+    f, params = networks.network(found, path)
     if not devices.rank():
-        print(f'{path}: {networks.describe(params)}')
+        print(f'{path}: {networks.describe(params, f)}')
     if {name: t.shape for name, t in (params | head).items()} != {name: t.shape for name, t in fresh.items()}:
-        raise InputError(f'--finetune {path} holds a {networks.describe(params)}: it must be a ResNet with '
-                         'BN, of the --depth and --width given')
+        raise InputError(f'--finetune {path} holds a {networks.describe(params, f)}: it must be a ResNet '
+                         'with BN, of the --depth and --width given')
     return params | head
 
 

@@ -216,8 +216,8 @@ def active(opt: argparse.Namespace) -> list[Loss]:
 
 
 def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Network | None,
-             teacher: Params) -> Params:
-    """Fresh adaptors of the losses that are on, for the groups that are compared.
+             teacher: Params, size: int = 64) -> Params:
+    """Fresh adaptors of the losses that are on, for the groups that are compared, of size x size images.
 
     They are trained with the student and kept in its checkpoint; the student does not need them afterwards.
     """
@@ -227,7 +227,8 @@ def adaptors(opt: argparse.Namespace, f_s: Network, student: Params, f_t: Networ
 
     @torch.no_grad()
     def channels(f: Network, params: Params) -> list[int]:
-        _, groups = f(torch.zeros(1, 3, 64, 64, device=params['fc.bias'].device), params, False)
+        device = next(iter(params.values())).device
+        _, groups = f(torch.zeros(1, 3, size, size, device=device), params, False)
         return [g.shape[1] for g in groups]
 
     pairs = list(enumerate(zip(channels(f_s, student), channels(f_t, teacher), strict=True)))

@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Functional:
         self.seen: dict[str, Tensor] = {}
         self.twins = {mode: self._twin(copy.deepcopy(module, dict(empty)), mode) for mode in (False, True)}
         self.device = next(iter(state.values())).device  # of the constants
+        self.recipe: dict[str, Any] = {}  # how to build it again by name (weights/named.py)
 
     def _twin(self, module: nn.Module, mode: bool) -> nn.Module:
         for part in module.modules():
@@ -173,7 +175,7 @@ def default_groups(module: nn.Module, shapes: dict[str, tuple[int, int, int]]) -
     maps all have one size, four blocks at equal distances, the last block being the fourth.
     """
     parts = dict(module.named_modules())
-    trunk = '' if 'layer1' in parts else next((f'{name}.' for name in TRUNKS if name in parts), None)
+    trunk = 'layer' if 'layer1' in parts else next((f'{name}.' for name in TRUNKS if name in parts), None)
     if trunk is None:
         return []
     stages = [name for name in shapes if name.startswith(trunk) and '.' not in name[len(trunk):]

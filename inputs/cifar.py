@@ -30,6 +30,7 @@ NORMALIZATIONS = {  # mean and deviation of red, green and blue in 0 ... 255
     'cifar100': tuple(tuple(255 * v for v in values)
                       for values in ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)))}
 CLASSES = {'CIFAR10': 10, 'CIFAR100': 100, 'shapes': len(shapes.CLASSES)}
+SIZE = 32  # side of an image
 HELD_OUT_SEED = 1612_03928  # the same images in every run, whatever its --seed
 TEST_BATCH = {'cpu': 200, 'cuda': 2000}
 AT_ONCE = {'cpu': 1, 'cuda': 16}  # batches made at once: otherwise a GPU waits for launches

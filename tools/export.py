@@ -26,6 +26,7 @@ from torch import Tensor
 
 import resnet
 from layers import Network, Params
+from modules import Functional
 from tools import output
 from training import checkpoint, exits, options
 from utils import InputError
@@ -50,7 +51,7 @@ def main() -> None:
     if opt.out.exists():
         raise InputError(f'{opt.out} exists already: remove it, or name another file')
     f, params = resnet.load(opt.source)
-    print(f'{opt.source}: {networks.describe(params)}')
+    print(f'{opt.source}: {networks.describe(params, f)}')
     try:
         content, deviation = export(f, params, opt.out.suffix, checkpoint.dataset_of(opt.source))
     except ImportError as e:
@@ -66,13 +67,16 @@ def export(f: Network, params: Params, suffix: str, dataset: str | None = None) 
 
     InputError if the deviation is more than TOLERANCE; ImportError without the packages of the format.
     """
-    size = networks.image_size(params)
+    if isinstance(f, Functional) and suffix != '.onnx':
+        raise InputError(f'a network of {f.recipe["model"]} is exported as .onnx; its checkpoint has its '
+                         'weights by their own names')
+    size = networks.image_size(params, f)
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]  # is any batch size accepted?
     write, load = FORMATS[suffix]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'export{suffix}')
-        write(resnet.fold(params), path, images[0], dataset)
+        write(*networks.folded(f, params), path, images[0], dataset)
         loaded = load(path)
         deviation = np.max([_deviation(loaded(x), f(x, params, False)[0]) for x in images])  # NaN stays NaN
         if not deviation <= TOLERANCE:
@@ -90,30 +94,30 @@ def _deviation(logits: Tensor, expected: Tensor) -> float:
 # --- formats ---------------------------------------------------------------------------------------------
 
 
-def _write_pth(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+def _write_pth(f: Network, params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     state: Any = OrderedDict(params)
     if dataset:
         state.dataset = dataset  # not an entry: readers expect tensors only
     torch.save(state, path)
 
 
-def _write_hkl(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+def _write_hkl(f: Network, params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     import h5py
     import hickle
     hickle.dump({name: t.numpy() for name, t in params.items()}, str(path), mode='w')
     if dataset:
-        with h5py.File(path, 'a') as f:
-            f.attrs['dataset'] = np.bytes_(dataset.encode())
+        with h5py.File(path, 'a') as file:
+            file.attrs['dataset'] = np.bytes_(dataset.encode())
 
 
-def _write_safetensors(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+def _write_safetensors(f: Network, params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     from safetensors.torch import save_file
     save_file(params, path, {'dataset': dataset} if dataset else None)
 
 
-def _write_onnx(params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
+def _write_onnx(f: Network, params: Params, path: Path, image: Tensor, dataset: str | None) -> None:
     import onnx
-    network = Logits(*networks.network(params)).eval()
+    network = f.module(params) if isinstance(f, Functional) else Logits(f, params).eval()
     with warnings.catch_warnings(action='ignore'):  # the successor of TorchScript needs more packages
         torch.onnx.export(
             network, (image,), str(path), input_names=['image'], output_names=['logits'], opset_version=OPSET,

@@ -19,7 +19,7 @@ from inputs import images, shapes
 from layers import Params
 from training import checkpoint
 from utils import InputError
-from weights.networks import image_size, n_groups
+from weights.networks import image_size, n_classes, n_groups
 
 MAPS = {  # Section 3.1: sign, power and reduction over channels
     'sum': (r'$F_\mathrm{sum}$', 1, 'sum'), 'sum2': (r'$F_\mathrm{sum}^{\,2}$', 2, 'sum'),
@@ -56,9 +56,9 @@ def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Netwo
     found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
-        size, dataset = image_size(params), checkpoint.dataset_of(source)
-        classes = class_names(dataset, size, len(params['fc.bias']))
-        found.append(Network(name, f, params, size, n_groups(params), classes, dataset))
+        size, dataset = image_size(params, f), checkpoint.dataset_of(source)
+        classes = class_names(dataset, size, n_classes(params, f))
+        found.append(Network(name, f, params, size, n_groups(params, f), classes, dataset))
     for network in found:
         if network.n_groups != found[0].n_groups:
             raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '

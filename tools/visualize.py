@@ -73,7 +73,7 @@ def main() -> None:
     paths = find(opt.photos)
     networks = load(opt.weights, opt.names)
     for network in networks:
-        print(f'{network.name}: {describe(network.params)}')
+        print(f'{network.name}: {describe(network.params, network.f)}')
     known = disputed(networks, opt.disputed, opt.dataroot) if opt.disputed else {}
     pictures = {name: image for name, (image, _) in known.items()}
     pictures |= {str(path): read(path) for path in paths}
@@ -103,8 +103,8 @@ def figure(pictures: dict[str, Tensor], networks: Sequence[Network], maps: Seque
     for axes in (*head, *np.ravel(grid)):
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, network in zip(head[1:], networks, strict=True):
-        _write(axes, f'{_lines(network.name)}\n{describe(network.params).split(",")[0]}', weight='bold',
-               parse_math=False)
+        kind = describe(network.params, network.f).split(',')[0]
+        _write(axes, f'{_lines(network.name)}\n{kind}', weight='bold', parse_math=False)
     for i, (name, image) in enumerate(pictures.items()):
         block = np.array(grid[i * len(wanted):(i + 1) * len(wanted)])
         picture, truth = prepare(image, networks[0].size, name), truths.get(name, '')

@@ -28,7 +28,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import layers
 from layers import Network, Params
 from utils import InputError
 
@@ -296,8 +295,8 @@ def parallel(f: Network, params: Params) -> tuple[Network, Params]:
 def same_statistics(params: Params) -> None:
     """Give every rank the running statistics of rank 0."""
     if ranks() > 1:
-        for name, t in params.items():
-            if layers.is_statistic(name):
+        for t in params.values():
+            if not t.requires_grad:
                 dist.broadcast(t, 0)
 
 

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import method
 import utils
 from training import devices
+from weights import named
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -73,6 +74,10 @@ def file(text: str) -> Path:
     return Path(path(text))
 
 
+def name_list(text: str) -> list[str]:
+    return [name.strip() for name in text.split(',')]
+
+
 def int_list(text: str) -> list[int]:
     """'[60,120,160]' or '60,120,160' -> [60, 120, 160], no number twice."""
     try:
@@ -84,6 +89,44 @@ def int_list(text: str) -> list[int]:
     if len(values) != len(set(values)):
         raise argparse.ArgumentTypeError(f'{text!r} has a number twice')
     return values
+
+
+def network_name(*kinds: str) -> Callable[[str], str]:
+    """The type of an option that names a kind of network of this project, or any other network."""
+    def convert(text: str) -> str:
+        if not text or text in kinds or named.is_name(text):
+            return text
+        raise argparse.ArgumentTypeError(f'{text!r} is not {", ".join((*kinds, named.FORMS))}')
+    return convert
+
+
+def add_names(group: argparse._ArgumentGroup) -> None:
+    """Options of networks by name: torchvision:NAME, timm:NAME, PATH.py:FUNCTION."""
+    group.add_argument('--groups', type=name_list, metavar='LIST',
+                       help='--model by name: modules whose outputs are compared, such as layer2,layer3 '
+                            '(default: the last stages of the usual families)')
+    group.add_argument('--teacher_model', type=network_name(), default='', metavar='NAME',
+                       help=f'the teacher is this network ({named.FORMS}), with the weights that are given')
+    group.add_argument('--teacher_groups', type=name_list, metavar='LIST',
+                       help='the same for --teacher_model')
+    group.add_argument('--list_groups', action='store_true',
+                       help='print the modules of --model by name that give maps, with (C, h, w), and exit')
+
+
+def check_names(parser: Parser, opt: argparse.Namespace, teacher: str, shape: Iterable[str]) -> None:
+    """As `check`, for networks by name, for which the options `shape` have no effect."""
+    if not named.is_name(opt.model):
+        for name in ('groups', 'list_groups'):
+            if getattr(opt, name):
+                parser.error(f'--{name} is for networks by name: --model {named.FORMS}')
+    else:
+        for name in shape:
+            if parser.is_given(opt, name):
+                parser.error(f'--{name} has no effect with --model {opt.model}')
+    if opt.teacher_groups and not opt.teacher_model:
+        parser.error('--teacher_groups needs --teacher_model')
+    if opt.teacher_model and not getattr(opt, teacher):
+        parser.error(f'--teacher_model {opt.teacher_model} needs its weights: add --{teacher}')
 
 
 def add_method(parser: Parser, at_groups: list[int] | None = None) -> None:
@@ -218,7 +261,8 @@ def check(parser: Parser, opt: argparse.Namespace, teacher: str, n_groups: int) 
     check_losses(parser, opt, losses, teacher)
     if opt.at_from_epoch > opt.epochs:
         parser.error(f'--at_from_epoch {opt.at_from_epoch} is after the last of --epochs {opt.epochs}')
-    if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < n_groups):
+    most = math.inf if named.is_name(opt.model) else n_groups
+    if opt.at_groups is not None and not (opt.at_groups and max(opt.at_groups) < most):
         parser.error(f'--at_groups {opt.at_groups}: the groups are 0 to {n_groups - 1}')
 
 

@@ -38,6 +38,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.dtype == 'half')
         self.optimizer = sgd(opt, student, self.scaler)
         self.first = 0  # epochs that are done
+        self.network = facts.get('network', {})  # the recipe of a network by name
         self.classes = facts.get('classes', [])  # names, if the name of the data set does not define them
         if self.folder.state:
             self.restore(self.folder.state)
@@ -121,6 +122,7 @@ class Run:
                 'adaptors': {name: t.detach() for name, t in self.adaptors.items()},
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'epoch': epoch,
                 'options': {**vars(self.opt), 'num_classes': self.facts['num_classes'],
+                            **({'network': self.network} if self.network else {}),
                             **({'classes': self.classes} if self.classes else {})}}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -128,6 +130,9 @@ class Run:
         source = self.folder.source
         for change in self.folder.changes(self.opt):
             exits.say_first(f'note: {change}')
+        before = state['options'].get('network')
+        if isinstance(before, dict) and before.get('sha256') != self.network.get('sha256'):
+            exits.say_first(f'note: the file of {self.opt.model} has changed since the run began')
         if isinstance(known := state['options'].get('classes'), list) and self.classes:
             folders.same_classes(source, known, self.classes)
         fill(self.student, state['params'], f'the network in {source} is not that of the options')

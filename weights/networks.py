@@ -16,8 +16,9 @@ import layers
 import nin
 import resnet
 from layers import Network, Params
+from modules import Functional
 from utils import InputError
-from weights import tensors
+from weights import named, tensors
 
 
 class Kind(NamedTuple):
@@ -104,10 +105,14 @@ def load(path: Path | str) -> tuple[Network, Params]:
 
     Wide ResNets, ResNets and NIN from any file or address that `tensors.read` accepts: checkpoints and
     folders of runs, those of the published code (the student, not its teacher), the exports, torchvision's
-    resnet18 and resnet34, ResNets and wide ResNets of RepDistiller and mdistiller. InputError lists what is
-    missing and what is unknown.
+    resnet18 and resnet34, ResNets and wide ResNets of RepDistiller and mdistiller. Checkpoints of networks of
+    torchvision and timm too. InputError lists what is missing and what is unknown.
     """
-    return network(tensors.read(path), str(path))
+    params, known = tensors.read_with_options(path)
+    if recipe := named.recipe_of(known):
+        f, fresh = named.rebuild(recipe, str(path))
+        return f, named.fitted(params, fresh, str(path))
+    return network(params, str(path))
 
 
 def network(params: Params, source: str = 'this dictionary') -> tuple[Network, Params]:
@@ -126,32 +131,55 @@ def network(params: Params, source: str = 'this dictionary') -> tuple[Network, P
     return f, {name: params[name] for name in expected}
 
 
-def describe(params: Params) -> str:
+def describe(params: Params, f: Network | None = None) -> str:
     """One line with kind, depth, width, number of classes and number of parameters of a network."""
-    found = _find(params)
-    return f'{found}, {found.num_classes} classes, {layers.n_parameters(params):,} parameters'
+    name = f.recipe['model'] if isinstance(f, Functional) else _find(params)
+    return f'{name}, {n_classes(params, f)} classes, {layers.n_parameters(params):,} parameters'
 
 
-def fields(params: Params) -> dict[str, Any] | None:
+def fields(params: Params, f: Network | None = None) -> dict[str, Any] | None:
     """{'kind': 'WRN', 'ResNet' or 'NIN', 'depth': ..., 'width': ...}, for logs; None without tensors.
 
-    A NIN also has 'pool_relu', but not 'bn': a teacher is folded, so it has no BN.
+    A NIN also has 'pool_relu', but not 'bn': a teacher is folded, so it has no BN. For a network by name, the
+    kind is its name, and there is its recipe.
     """
     if not params:
         return None
+    if isinstance(f, Functional):
+        return {'kind': f.recipe['model'], 'recipe': f.recipe}
     found = _find(params)
     known = {'kind': found.kind.kind, 'depth': found.depth, 'width': found.width}
     return known | ({'pool_relu': POOL_RELU not in found.lacks} if found.kind.lacks else {})
 
 
-def image_size(params: Params) -> int:
+def facts(f_s: Network, f_t: Network | None, teacher: Params) -> dict[str, Any]:
+    """What a log says about both networks, besides the options."""
+    recipe = {'network': f_s.recipe} if isinstance(f_s, Functional) else {}
+    return {'teacher': fields(teacher, f_t), **recipe}
+
+
+def statistics(f: Network) -> frozenset[str]:
+    """Tensors of a network by name that no gradient reaches; the names of our own ones tell."""
+    return f.buffers if isinstance(f, Functional) else frozenset()
+
+
+def image_size(params: Params, f: Network | None = None) -> int:
     """Side of the images of a network in pixels: 32 for CIFAR, 224 for ImageNet."""
-    return 32 if n_groups(params) == 3 else 224
+    return f.recipe['size'] if isinstance(f, Functional) else 32 if n_groups(params) == 3 else 224
 
 
-def n_groups(params: Params) -> int:
+def n_groups(params: Params, f: Network | None = None) -> int:
     """Number of groups, whose outputs attention transfer compares."""
-    return _find(params).kind.groups
+    return len(f.groups) if isinstance(f, Functional) else _find(params).kind.groups
+
+
+def n_classes(params: Params, f: Network | None = None) -> int:
+    return f.recipe['num_classes'] if isinstance(f, Functional) else len(params['fc.bias'])
+
+
+def folded(f: Network, params: Params) -> tuple[Network, Params]:
+    """The same network without BN. A network by name stays as it is."""
+    return (f, params) if isinstance(f, Functional) else network(resnet.fold(params))
 
 
 def from_other_names(params: Params) -> Params:

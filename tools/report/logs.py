@@ -141,7 +141,9 @@ def _name(kind: str, depth: Any, width: float, no_bn: Any = False, no_pool_relu:
 
 
 def _network(record: dict[str, Any]) -> str:
-    model = 'resnet' if 'teacher_params' in record else record.get('model')
+    model = record.get('model') or ('resnet' if 'teacher_params' in record else 'wrn')
+    if ':' in model:
+        return model
     kind = {'resnet': 'ResNet', 'nin': 'NIN'}.get(model, 'WRN')
     return _name(kind, record['depth'], record['width'], record.get('no_bn'), record.get('no_pool_relu'))
 
@@ -152,6 +154,8 @@ def _teacher(log: Path, record: dict[str, Any]) -> str:
     if not teacher:
         return ''
     if isinstance(fields := record.get('teacher'), dict):
+        if ':' in fields['kind']:
+            return fields['kind']
         return _name(fields['kind'], fields.get('depth'), fields['width'],
                      no_pool_relu=not fields.get('pool_relu', True))
     path = Path(teacher).parent if Path(teacher).name == checkpoint.MODEL else Path(teacher)

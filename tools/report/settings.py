@@ -16,7 +16,7 @@ from utils import one_line
 # Options that say where and how a run computes, not what.
 HARMLESS = {'save', 'resume', 'dataroot', 'imagenetpath', 'teacher', 'teacher_id', 'teacher_params', 'device',
             'cuda', 'gpu_id', 'ngpu', 'nthread', 'compile', 'fast', 'deterministic', 'max_hours',
-            'tensorboard', 'evaluate', 'student_params'}
+            'tensorboard', 'evaluate', 'student_params', 'teacher_model', 'network', 'list_groups'}
 # Options that have a field of their own in a Run.
 FIELDS = {'model', 'depth', 'width', 'no_bn', 'no_pool_relu', 'dataset', 'max_images', 'val_images', 'epochs',
           'seed'}
@@ -25,7 +25,8 @@ RESULTS = re.compile('(train|test)_.*|.*_losses|epoch|lr_epoch|beta_epoch|images
                      'ranks|damaged_images|num_classes|n_parameters|commit|device_name|torch|torchvision|'
                      'numpy|python|cudnn')
 # Options of a loss; the others are options of training.
-METHOD = {name for loss in method.LOSSES for name in (loss.option, *loss.settings)}
+METHOD = {name for loss in method.LOSSES for name in (loss.option, *loss.settings)} | {
+    'groups', 'teacher_groups'}
 
 
 @functools.cache
