@@ -65,10 +65,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         depth, width = (nin.DEPTH, nin.THIN) if opt.model == 'nin' else (20, 1.0)
         parser.set_defaults(depth=depth, width=width)
         opt = options.parse(parser, arguments)
+    check(parser, opt)
+    return opt
+
+
+def check(parser: options.Parser, opt: argparse.Namespace) -> None:
+    """Exit with one sentence and status 2 if options cannot work together."""
     options.check_names(parser, opt, 'teacher_id', ('depth', 'width'))
     if opt.list_groups:
-        print(named.candidates(opt.model, data.CLASSES[opt.dataset], data.SIZE))
-        sys.exit(0)
+        return
     options.check(parser, opt, teacher='teacher_id', n_groups=3)
     if opt.randomcrop_pad > 31:
         parser.error(f'--randomcrop_pad {opt.randomcrop_pad}: an image of 32 x 32 has 31 pixels to reflect')
@@ -84,12 +89,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error('--dataroot has no effect with --dataset shapes, which is built in')
     if parser.is_given(opt, 'nthread') and not devices.is_rank():
         print('note: --nthread has no effect here: the images are in memory', file=sys.stderr)
-    return opt
 
 
 def main() -> None:
     pace = training.Pace()  # --max_hours count from here
     opt = parse(sys.argv[1:])
+    if opt.list_groups:
+        print(named.candidates(opt.model, data.CLASSES[opt.dataset], data.SIZE))
+        return
     with devices.start(opt) as device:
         if opt.evaluate:
             evaluate(opt, device)

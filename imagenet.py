@@ -63,16 +63,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if opt.finetune:
         parser.set_defaults(**FINETUNING)
         opt = options.parse(parser, arguments)
+    options.check_names(parser, opt, 'teacher_params', ('depth', 'width'))
+    if opt.list_groups:
+        return opt
     if not opt.imagenetpath:
         parser.error(f'--imagenetpath is missing: name the folder of {opt.dataset}')
     if not opt.evaluate and not opt.save:
         losses = ''.join(f'_{loss.name}' for loss in method.active(opt))
         network = f'{opt.model}_{opt.depth}_{opt.width:g}' if opt.model == 'resnet' else opt.model
         opt.save = f'logs/{opt.dataset}_{re.sub("[^-.0-9A-Z_a-z]+", "_", network)}{losses}'
-    options.check_names(parser, opt, 'teacher_params', ('depth', 'width'))
-    if opt.list_groups:
-        print(named.candidates(opt.model, 1000, images.SIZE))
-        sys.exit(0)
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
     if opt.finetune and opt.model != 'resnet':
         parser.error(f'--finetune is for --model resnet: it cannot start {opt.model} from weights')
@@ -91,6 +90,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     pace = training.Pace()  # --max_hours count from here
     opt = parse(sys.argv[1:])
+    if opt.list_groups:
+        print(named.candidates(opt.model, 1000, images.SIZE))
+        return
     with devices.start(opt) as device:
         if opt.evaluate:
             evaluate(opt, device)

@@ -218,17 +218,13 @@ def machine_fault(what: str, number: int) -> InputError:
 
 
 def _iter(pool: DataLoader) -> Iterator[Any]:
-    """iter(pool). If it fails, end the workers that have started, without the messages of their iterator."""
-    others = set(multiprocessing.active_children())
+    """iter(pool). If it fails, delete the unfinished iterator at once, without its messages."""
     try:
         return iter(pool)
     except (OSError, RuntimeError) as e:
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         e.__traceback__ = None  # it refers to the iterator
         sys.unraisablehook = hook
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()  # SIGTERM may be lost in a process that has just been forked
-            worker.join()
         raise
 
 
@@ -265,6 +261,7 @@ class Loader(data.RankLoader):
         # many lines when a worker is killed.
         self.tasks: list[Task] = []
         self.pool: DataLoader | None = None
+        self.processes: set[Any] = set()  # the workers
         self.results: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
@@ -298,12 +295,14 @@ class Loader(data.RankLoader):
 
     def _results(self) -> Iterator[Any]:
         """Results of the tasks. Only self refers to the iterator, so that close() ends the workers."""
+        others = set(multiprocessing.active_children()) - self.processes
         try:
             handler = signal.getsignal(signal.SIGCHLD)
             with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', 'This DataLoader will create')  # more workers than cores
                 self.pool = self.pool or self._open()
                 self.results = _iter(self.pool)
+                self.processes = set(multiprocessing.active_children()) - others
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler)  # DataLoader's own raises anywhere if a worker dies
             for _ in self.parts:
@@ -314,6 +313,9 @@ class Loader(data.RankLoader):
             if isinstance(e, RuntimeError) and limit is None and not str(e).startswith('DataLoader worker'):
                 raise
             self.close()
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()  # SIGTERM may be lost in a process that has just been forked
+                worker.join()
             if limit in REMEDIES:
                 raise machine_fault('processes that read images cannot work', limit) from None
             raise InputError('a process that reads images was killed, perhaps because memory ran out: '

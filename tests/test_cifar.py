@@ -537,7 +537,7 @@ def test_notes_are_no_errors(home, tmp_path):
                       2, cwd=tmp_path)
     assert done.status == 0 and done.errors == []
     assert sorted(line.split(' (')[0] for line in done.err.splitlines()) == sorted([
-        'note: --nthread has no effect here: the images are held in memory',
+        'note: --nthread has no effect here: the images are in memory',
         'note: the run resumes with --epochs 3; it began with 2',
         'note: the run resumes with --lr 0.01; it began with 0.05'])
 

@@ -79,7 +79,7 @@ def checkout(tmp_path):
     def copied(name):
         folder = tmp_path / name
         folder.mkdir()
-        for file in ('hubconf.py', 'utils.py', 'layers.py', 'resnet.py', 'nin.py'):
+        for file in ('hubconf.py', 'utils.py', 'layers.py', 'modules.py', 'resnet.py', 'nin.py'):
             shutil.copy(ROOT / file, folder)
         shutil.copytree(ROOT / 'weights', folder / 'weights')
         return folder

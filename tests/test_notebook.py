@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -47,7 +48,7 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the code of its cells in this process; gives what they print, and their figures."""
+    """Runs the code of its cells in this process; gives what they print, and the texts of their figures."""
     from tools import visualize
 
     def run(**changed):
@@ -67,7 +68,8 @@ def run(monkeypatch, capsys):
         names |= changed
         for cell in cells:
             exec(re.sub('^%.*', '', cell.source, flags=re.MULTILINE), names)
-        return capsys.readouterr().out, [[text.get_text() for text in figure.texts] for figure in figures]
+        texts = [' '.join(text.get_text() for text in figure.findobj(Text)) for figure in figures]
+        return capsys.readouterr().out, texts
 
     return run
 

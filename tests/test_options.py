@@ -126,7 +126,8 @@ def test_published_defaults():
            'max_hours': None, 'tensorboard': False, 'deterministic': False,
            'lr_schedule': 'step', 'warmup': 0,
            'val_images': 0, 'fast': False, 'at_norm': 'code', 'kd_logits': 'raw',
-           'normalization': 'cifar10',
+           'normalization': 'cifar10', 'groups': None, 'teacher_model': '', 'teacher_groups': None,
+           'list_groups': False,
            'dkd_alpha': 1, 'dkd_beta': 8, 'dkd_warmup': 0, 'dist_beta': 1, 'dist_gamma': 1}
     new |= {loss.option: 0 for loss in method.LOSSES if loss.option not in PUBLISHED}
     assert opt == PUBLISHED | new

@@ -492,7 +492,7 @@ def test_smoke(tmp_path, monkeypatch):
     n_runs = 1 + 22 + 9 + 7 + 4 + 4 + 3  # the first serves Tables 4 and 5 as weights from elsewhere
     first, *told = done.stdout.splitlines()
     assert first == f'0 of {n_runs} runs are done'
-    assert sum(': done in ' in line for line in told) == n_runs
+    assert sum(', after ' in line for line in told) == n_runs
     for n in (1, 2, 3):
         for opt in (opt for stage in stages(n, SEEDS='1', LOGS=str(logs / f'table{n}')) for opt in stage):
             log = log_of(Path(opt.save))

@@ -19,8 +19,8 @@ def test_published_logs(tmp_path):
         write_published(tmp_path / 'at', epoch, 92, teacher_id='teacher', save='logs/at', beta=1000.0,
                         width=1, n_parameters=175994)
     assert rows_of(table_of(tmp_path)) == {'WRN-16-1 from WRN-16-2, CIFAR10': [
-        ['WRN-16-1', 'AT', '2', '1', '8.00', '8.00', '7.93', '25 s'],
-        ['WRN-16-2', 'alone', '2', '1', '6.25', '6.25', '6.31', '25 s']]}
+        ['WRN-16-1', 'AT', '2', '1', '8.00', '7.93', '7.96', '25 s'],
+        ['WRN-16-2', 'alone', '2', '1', '6.25', '6.31', '5.99', '25 s']]}
     assert errors_of(tmp_path / 'teacher') == [{1: 9, 2: 6.25}]
 
 

@@ -15,7 +15,10 @@ from utils import InputError, one_line
 
 # Titles of losses and the options of their weights, in the order in which methods name them.
 TERMS = {loss.title: loss.option for loss in method.LOSSES}
-NEEDED = ('dataset', 'depth', 'width', 'epochs', 'n_parameters', 'test_acc', 'train_time')
+NEEDED = {'dataset': str, 'depth': int, 'width': int | float, 'epochs': int, 'n_parameters': int,
+          'test_acc': int | float, 'train_time': int | float}
+OTHERS = {'seed': int, 'test_acc5': int | float, 'test_agreement': int | float, 'device_name': str,
+          'model': str, 'save': str, 'teacher_id': str, 'teacher_params': str}
 NINS = {96: 'thin', 192: 'wide'}
 HELD_OUT = 'held-out training images'
 
@@ -66,10 +69,22 @@ def read_log(log: Path) -> list[Run]:
     if not records:
         raise InputError(f'{log} holds no epoch of a run')
     for record in records:
-        if missing := [name for name in NEEDED if record.get(name) is None]:
+        kinds = NEEDED | {name: kind for name, kind in OTHERS.items() if record.get(name) is not None}
+        if wrong := [name for name, kind in kinds.items() if not _is(record.get(name), kind)]:
             raise InputError(f'{log} is not the log of a run: '
-                             f'epoch {record["epoch"]} has no {", ".join(missing)}')
-    return [_run(log, run) for run in split(records)]
+                             f'epoch {record["epoch"]} has no {", ".join(wrong)}')
+    try:
+        return [_run(log, run) for run in split(records)]
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
+        raise InputError(f'{log} is not the log of a run: {one_line(str(e))}') from None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value has a type; numbers must fit into a float."""
+    return isinstance(value, kind) and not isinstance(value, bool) and (
+        not isinstance(value, int) or abs(value) < 2**63)
 
 
 def split(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
