@@ -127,6 +127,7 @@ def test_defaults_are_those_of_the_scripts():
     assert benchmark.parse(['imagenet']).image_size == images.SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arguments', [['--batch_size', '6000'], ['--dataroot', 'data']])
 def test_bad_input_in_a_side_ends_with_one_sentence(run_script, arguments):
     done = run_script('tools.benchmark', 'cifar', '--device', 'cpu', *arguments)
@@ -188,6 +189,7 @@ def report_of(run_script):
     return run
 
 
+@pytest.mark.slow
 def test_cifar_prints_one_strict_json_object(report_of):
     got = report_of('cifar', '--batch_size', 4, '--workers', 1, '--device', 'cpu')
     assert (got['dtype'], got['batch_size'], got['dataset']) == ('float', 4, 'shapes')
@@ -225,6 +227,7 @@ def test_fast_adds_variants_and_first_steps(monkeypatch, tmp_path):
     assert list(got['time_to_first_step']) == ['eager', 'compiled']
 
 
+@pytest.mark.slow
 def test_imagenet_prints_one_strict_json_object(report_of):
     got = report_of('imagenet', '--batch_size', 2, '--image_size', 64, '--device', 'cpu')
     assert (got['dtype'], got['baseline_dtype'], got['batch_size'],

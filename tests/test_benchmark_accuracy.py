@@ -69,6 +69,7 @@ def test_the_plain_run_is_a_loop_of_momentum_sgd(more, rates, teacher):
     assert accuracy.plainly(real, f_t, params, *splits, workers=0) == round(100 * wrong / 24, 4)
 
 
+@pytest.mark.slow
 def test_both_sides_by_command(teacher, tmp_path):
     done = call(benchmark, 'accuracy', '--teacher_id', teacher.name, '--seeds', '[1,2]', '--max_images', 16,
                 '--batch_size', 8, '--epochs', 1, '--lr_schedule', 'linear', '--fast', '--dtype', 'float',

@@ -46,6 +46,7 @@ def run(folder, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guide(copy):
     """A teacher, and a student with the new loss, which has a row in the report."""
     lines = [line for block in code_blocks(GUIDE, 'sh') for line in block.splitlines()]
@@ -67,6 +68,7 @@ def test_the_option_is_in_the_help(copy):
     assert '--mean_beta' in found and 'weight of the loss on mean activations' in found
 
 
+@pytest.mark.slow
 def test_the_new_test_and_the_old_ones_pass(copy):
     run(copy, *PYTEST, 'tests/test_utils.py', 'tests/test_options.py', '-k',
         'mean_loss or published_defaults')

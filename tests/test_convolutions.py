@@ -15,6 +15,7 @@ from stress import convolutions as sweep
 from weights import networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('isa', ['AVX2', 'ALL'])
 def test_narrow_networks(run_script, isa):
     """In a process of its own: the checks of memory are switched on when it starts."""

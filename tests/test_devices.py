@@ -313,6 +313,7 @@ def test_a_mistake_is_told_once(tmp_path, run_script, small):
     assert '/dev/null/x' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_rank_that_dies_ends_the_others(tmp_path, small):
     command = [sys.executable, str(ROOT / 'cifar.py'), *SMALL, '--epochs', '1000', '--ngpu', '2', '--save',
@@ -333,6 +334,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, small):
                 os.kill(pid, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize('group', [True, False])
 def test_ctrl_c_of_ranks_says_how_to_go_on(tmp_path, small, group):

@@ -13,6 +13,7 @@ from training import checkpoint
 pytestmark = pytest.mark.ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('restarts', [1, 0])
 def test_a_killed_rank(tmp_path, restarts):
     """With a restart the run ends whole; without one all ends at once, and the same command goes on."""

@@ -177,6 +177,7 @@ def test_a_run_and_its_export_can_be_exported(small, run, capsys, tmp_path):
     assert capsys.readouterr().out.count('WRN-10-0.25') == 3
 
 
+@pytest.mark.slow
 def test_by_the_command_line(small, run_script, tmp_path):
     done = run_script('tools.export', 'weights.pth', 'out.onnx')
     assert (done.returncode, done.stderr) == (0, '')

@@ -226,6 +226,7 @@ def test_cifar_without_a_compiler(folder, run_script, eager):
     assert (record['compile'], record['fast']) == (False, True)
 
 
+@pytest.mark.slow
 def test_imagenet_without_a_compiler(tmp_path, run_script, eager):
     """PATH lacks one."""
     for part in ('train', 'val'):

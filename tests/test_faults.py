@@ -10,6 +10,7 @@ from helpers import ROOT
 from stress.faults import kinds, world
 
 
+@pytest.mark.slow
 def test_each_fault_once():
     """In a process of its own, since runs are forks: of this one, other tests have used the threads."""
     n = len(kinds.FAULTS)

@@ -300,6 +300,7 @@ def test_evaluation_counts_every_image_once(tmp_path, home):
     assert again == out
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks(tmp_path, home, run_script):
     """The error of one process to the digit; what rank 1 stumbles on is told, or counted."""

@@ -255,6 +255,7 @@ def until(condition, seconds=300):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(monkeypatch, tmp_path):
     """By SIGTERM, by SIGKILL, and by the end of its shell; each time the next start goes on at once."""
     epochs, out = 40, tmp_path / 'run.out'

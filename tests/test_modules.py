@@ -323,6 +323,7 @@ COMPILED = '''
 '''
 
 
+@pytest.mark.slow
 def test_compiled():
     """In a process of its own, since compiling leaves threads behind; without a compiler of C++."""
     done = subprocess.run([sys.executable, '-c', textwrap.dedent(COMPILED)], cwd=ROOT / 'tests', text=True,
@@ -344,6 +345,7 @@ def test_the_table_has_the_usual_families():
     assert len(names) == 12 and all(any(name.startswith(family) for name in names) for family in families)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'groups', 'shapes'), ROW.findall(TABLE))
 def test_default_groups_of_the_table(name, groups, shapes):
     module = torchvision.models.get_model(name, weights=None)

@@ -39,6 +39,7 @@ def kinds(cell):
     return [output.get('name') or sorted(output.get('data', [])) for output in cell.outputs]
 
 
+@pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     for name in ('JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'IPYTHONDIR'):  # they leave files there
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -284,6 +284,7 @@ def test_compare_tries_three_weights_of_each_loss():
     assert [row(opt)[0] for opt in students] == [(10, 1)] * 3
 
 
+@pytest.mark.slow
 def test_compare_to_its_end(tmp_path):
     settings = {'LOSSES': 'kd', 'PAIR': 'wrn_10_1:wrn_16_1', 'DATASET': 'shapes', 'EPOCHS': '2',
                 'VAL_IMAGES': '20', 'SEEDS': '1 2', 'ARGS': '--max_images 40 --batch_size 10',
@@ -457,6 +458,7 @@ def test_make_has_every_recipe():
             assert path.stem in phony and re.search(rule, makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_demo_says_what_it_showed(tmp_path):
     """The whole demo, on few images: its table, its pictures, and three lines, the first from the logs."""
     logs = tmp_path / 'demo logs'
@@ -484,6 +486,7 @@ def test_demo_says_what_it_showed(tmp_path):
 # --- all of it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path, monkeypatch):
     """Every row of every table runs and is in the report of its table; every loss runs."""
     logs = tmp_path / 'smoke logs'

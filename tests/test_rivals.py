@@ -115,6 +115,7 @@ def test_together_they_are_the_sum_of_them():
     assert loss.item() == pytest.approx(alone + both, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [['--dtype', 'bfloat16'], ['--compile']])
 def test_all_of_them_in_bfloat16_and_compiled(monkeypatch, more):
     """Compiled in one piece; without the compiler of C++, which takes a minute."""
