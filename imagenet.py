@@ -13,6 +13,7 @@ from torchnet.engine import Engine
 
 import layers
 import method
+import modules
 import resnet
 import training
 from inputs import folders, images, nvjpeg
@@ -73,15 +74,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         network = f'{opt.model}_{opt.depth}_{opt.width:g}' if opt.model == 'resnet' else opt.model
         opt.save = f'logs/{opt.dataset}_{re.sub("[^-.0-9A-Z_a-z]+", "_", network)}{losses}'
     options.check(parser, opt, teacher='teacher_params', n_groups=4)
-    if opt.finetune and opt.model != 'resnet':
-        parser.error(f'--finetune is for --model resnet: it cannot start {opt.model} from weights')
     if opt.dataset in ('cub', 'scenes') and not opt.finetune and not opt.evaluate:
         parser.error(f'--dataset {opt.dataset} is for fine-tuning: add --finetune torchvision:resnet18, '
                      'a run or a file of weights')
     if parser.is_given(opt, 'freeze') and not opt.finetune:
         parser.error('--freeze has no effect without --finetune')
-    if opt.freeze > 4:
-        parser.error(f'--freeze {opt.freeze}: a network has 4 groups')
+    if opt.freeze > (n := len(opt.groups or range(4))):
+        parser.error(f'--freeze {opt.freeze}: a network has {n} groups')
     if opt.decode == 'cuda' and not devices.cuda_devices(opt):
         parser.error('--decode cuda needs a CUDA device: leave it out')
     return opt
@@ -115,7 +114,7 @@ def main() -> None:
         f_s, student = network(opt, num_classes)
         if opt.finetune and not folder.state:
             with devices.first_rank_first():
-                student = pretrained(opt.finetune, student)
+                student = pretrained(opt.finetune, f_s, student)
         f_t: Network | None = None
         teacher: Params = {}
         if opt.teacher_params:
@@ -124,7 +123,7 @@ def main() -> None:
         facts = {'num_classes': num_classes, 'classes': classes, **networks.facts(f_s, f_t, teacher)}
         student |= adaptors(opt, f_s, student, f_t, teacher, images.SIZE)
         student = devices.to_device(student, device)
-        fixed = {name for name in student if opt.finetune and is_fixed(name, opt.freeze)}
+        fixed = networks.fixed(f_s, student, opt.freeze) if opt.finetune else set()
         layers.trainable(student, fixed | networks.statistics(f_s))
         f_s, student = devices.parallel(f_s, student)
 
@@ -176,10 +175,12 @@ def loader(opt: argparse.Namespace, split: folders.Split, device: torch.device, 
                 opt.skip_damaged)
 
 
-def pretrained(path: str, fresh: Params) -> Params:
+def pretrained(path: str, f: Network, fresh: Params) -> Params:
     """Tensors of a trained network, with or without a head, and the head of a fresh one."""
-    head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
     found = tensors.read(path)
+    if isinstance(f, modules.Functional):
+        return named.fitted(found, fresh, f'--finetune {path}', named.head(f, fresh))
+    head = {name: t for name, t in fresh.items() if name.startswith('fc.')}
     if not head.keys() <= found.keys():
         found = {name: t for name, t in found.items() if name not in head} | head
     f, params = networks.network(found, path)
@@ -189,12 +190,6 @@ def pretrained(path: str, fresh: Params) -> Params:
         raise InputError(f'--finetune {path} holds a {networks.describe(params, f)}: it must be a ResNet '
                          'with BN, of the --depth and --width given')
     return params | head
-
-
-def is_fixed(name: str, freeze: int) -> bool:
-    """Whether fine-tuning leaves a tensor as it was: BN, the first `freeze` groups and what lies before."""
-    below = [f'group{g}.' for g in range(freeze)] + ['conv0'] * bool(freeze)
-    return bool(re.search(r'\bbn', name)) or name.startswith(tuple(below))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from layers import Params
 from utils import InputError
 
 PREFIX = 5  # tokens that may come before those of the patches: a class token, and up to 4 registers
+NUMBERED = ('layer', 'stage', 's')  # beginnings of the names of stages, such as layer1
 TRUNKS = ('features', 'stages', 'layers', 'blocks', 'encoder.layers', 'trunk_output')  # parents of the stages
 N_GROUPS = 4  # of default_groups, at most
 
@@ -39,6 +40,9 @@ class Functional:
         self.names = {name: names.setdefault(id(t), name) for name, t in state.items()}
         self.groups = tuple(groups)
         self.buffers = frozenset(names.values()) - {name for name, _ in module.named_parameters()}
+        self.norms = frozenset(  # weights and biases of BN
+            self.names[f'{part}.{leaf}'.lstrip('.')] for part, norm in module.named_modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) for leaf, _ in norm.named_parameters())
         empty = {id(t): nn.Parameter(t.detach().to('meta')) if isinstance(t, nn.Parameter) else t.to('meta')
                  for t in state.values()}
         self.seen: dict[str, Tensor] = {}
@@ -175,7 +179,8 @@ def default_groups(module: nn.Module, shapes: dict[str, tuple[int, int, int]]) -
     maps all have one size, four blocks at equal distances, the last block being the fourth.
     """
     parts = dict(module.named_modules())
-    trunk = 'layer' if 'layer1' in parts else next((f'{name}.' for name in TRUNKS if name in parts), None)
+    trunk = next((name for name in (*NUMBERED, *[f'{name}.' for name in TRUNKS])
+                  if (name.removesuffix('.') if name.endswith('.') else f'{name}2') in parts), None)
     if trunk is None:
         return []
     stages = [name for name in shapes if name.startswith(trunk) and '.' not in name[len(trunk):]

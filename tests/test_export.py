@@ -196,7 +196,7 @@ def test_bad_input(small, run, capsys, tmp_path):
             ((small, tmp_path / 'no' / 'out.hkl'), 'cannot write .*out.hkl: No such file'),
             ((tmp_path / 'page.pth', tmp_path / 'out.hkl'), 'page.pth is a web page'),
             ((tmp_path / 'nothing', tmp_path / 'out.hkl'), 'No such file'),
-            (('torchvision:alexnet', tmp_path / 'out.hkl'), 'torchvision')):
+            (('torchvision:nothing', tmp_path / 'out.hkl'), 'torchvision')):
         with pytest.raises(InputError, match=words):
             run(*arguments)
     for out in ('out.npz', 'out', 'out.PTH', '.onnx'):

@@ -454,7 +454,7 @@ def test_only_the_head_may_be_missing(tmp_path, home):
         assert not (tmp_path / 'x').exists()
     fresh = resnet.resnet(18, 0.0625, 3)[1]
     torch.save(params, tmp_path / 'r18.pth')
-    begun = imagenet.pretrained(str(tmp_path / 'r18.pth'), fresh)
+    begun = imagenet.pretrained(str(tmp_path / 'r18.pth'), None, fresh)
     assert begun.keys() == fresh.keys()
     assert all(torch.equal(t, (fresh if name.startswith('fc.') else params)[name]) for name,
                t in begun.items())
@@ -468,7 +468,7 @@ def test_a_backbone_without_head_is_fine_tuned(tmp_path, home):
     for missing in (('fc.weight', 'fc.bias'), ('fc.bias',)):
         for prefix in ('', 'module.'):
             torch.save({prefix + n: t for n, t in theirs.items() if n not in missing}, tmp_path / 'body.pth')
-            params = imagenet.pretrained(str(tmp_path / 'body.pth'), fresh)
+            params = imagenet.pretrained(str(tmp_path / 'body.pth'), None, fresh)
             assert params.keys() == fresh.keys()
             assert all(torch.equal(t, (fresh if name.startswith('fc.') else begun)[name])
                        for name, t in params.items())
@@ -478,7 +478,7 @@ def test_a_backbone_without_head_is_fine_tuned(tmp_path, home):
           '--save', 'x', '--epochs', 1, cwd=tmp_path)
     torch.save({n: t for n, t in small.items() if n != 'bn0.bias'}, tmp_path / 'small.pth')
     with pytest.raises(InputError, match='lacks bn0.bias'):
-        imagenet.pretrained(str(tmp_path / 'small.pth'), small)
+        imagenet.pretrained(str(tmp_path / 'small.pth'), None, small)
 
 
 def test_going_on_as_it_began(tmp_path, home):

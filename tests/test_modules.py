@@ -335,20 +335,23 @@ def test_compiled():
 # --- which groups ------------------------------------------------------------------------------------------
 
 
-ROW = re.compile(r'^\| (\w+) \| ([\w., ]+) \| ([\dx, ]+) \|$', re.MULTILINE)
-TABLE = (ROOT / 'docs' / 'options.md').read_text().partition('| torchvision network |')[2]
+ROW = re.compile(r'^\| ([\w:]+) \| ([\w., ]+) \| ([\dx, ]+) \|$', re.MULTILINE)
+TABLE = (ROOT / 'docs' / 'options.md').read_text().partition('| network | default groups')[2]
 
 
 def test_the_table_has_the_usual_families():
     families = 'resnet', 'vgg', 'mobilenet', 'densenet', 'efficientnet', 'convnext', 'vit', 'swin'
     names = [name for name, _, _ in ROW.findall(TABLE)]
-    assert len(names) == 12 and all(any(name.startswith(family) for name in names) for family in families)
+    assert len(names) == 16 and all(any(name.startswith(family) for name in names) for family in families)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'groups', 'shapes'), ROW.findall(TABLE))
 def test_default_groups_of_the_table(name, groups, shapes):
-    module = torchvision.models.get_model(name, weights=None)
+    if name.startswith('timm:'):
+        module = pytest.importorskip('timm').create_model(name.removeprefix('timm:'))
+    else:
+        module = torchvision.models.get_model(name, weights=None)
     found = modules.candidates(module, 224)
     assert modules.default_groups(module, found) == groups.split(', ')
     assert ['x'.join(map(str, found[group])) for group in groups.split(', ')] == shapes.split(', ')

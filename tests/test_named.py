@@ -1,6 +1,8 @@
 """Networks by name in the scripts: of torchvision, of timm, and of a file of the user."""
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +37,7 @@ def broken(num_classes):
 def larger(num_classes):
     return net(num_classes + 1)
 '''
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ['--dataset', 'shapes', '--batch_size', 20, '--device', 'cpu', '--epoch_step', '[]']
 MINE = ['--model', 'mine.py:net', '--groups', '2,4']
 SHUFFLE = 'torchvision:shufflenet_v2_x0_5'
@@ -198,6 +201,21 @@ def test_timm(folder, monkeypatch):
     assert asked == [('resnet18.a1_in1k', 7)] and f.groups == ('layer1', 'layer2', 'layer3', 'layer4')
 
 
+def test_a_network_of_timm():
+    timm = pytest.importorskip('timm')
+    f, params = named.build('timm:mobilenetv3_small_050', 5, 64)
+    module = timm.create_model('mobilenetv3_small_050', num_classes=5)
+    x = torch.randn(4, 3, 64, 64)
+    expected = module.eval()(x)
+    theirs = {name: t for name, t in module.state_dict().items() if 'num_batches' not in name}
+    logits, groups = f(x, named.fitted(theirs, params, 'x'), False)
+    torch.testing.assert_close(logits, expected)
+    assert [tuple(g.shape[2:]) for g in groups] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    assert named.head(f, params) == {'classifier.weight', 'classifier.bias'}
+    with pytest.raises(InputError, match='mobilenetv3_small_050'):
+        named.build('timm:mobilenetv3_smal_050', 5, 64)
+
+
 @pytest.mark.parametrize('recipe', [
     None, 1, 'torchvision:resnet18', {}, {'model': 'torchvision:resnet18'},
     {'model': ['torchvision:resnet18'], 'groups': [], 'num_classes': 10, 'size': 32},
@@ -221,13 +239,17 @@ def test_a_hostile_recipe_ends_in_one_sentence(tmp_path):
         assert '\n' not in str(error.value)
 
 
-def test_imagenet(tmp_path, monkeypatch):
-    """A network of torchvision teaches another on images of the user."""
+def draw_images(folder, root='images'):
     for split, n in (('train', 4), ('val', 2)):
         for name in 'ab':
-            (tmp_path / 'images' / split / name).mkdir(parents=True)
+            (folder / root / split / name).mkdir(parents=True)
             for i in range(n):
-                write_image(tmp_path / 'images' / split / name / f'{i}.jpg', content(picture(i)))
+                write_image(folder / root / split / name / f'{i}.jpg', content(picture(i)))
+
+
+def test_imagenet(tmp_path):
+    """A network of torchvision teaches another on images of the user."""
+    draw_images(tmp_path)
     teach = ['--dataset', 'folder', '--dataroot', 'images', '--batch_size', 4, '--epochs', 1, '--nthread', 0]
     shuffle = ['--model', SHUFFLE, '--groups', SHUFFLE_GROUPS]
     done = call(imagenet, *teach, *shuffle, '--save', 'logs/t', cwd=tmp_path)
@@ -240,5 +262,62 @@ def test_imagenet(tmp_path, monkeypatch):
     assert (done.status, done.errors) == (0, [])
     log = log_of(tmp_path / 'logs/folder_torchvision_shufflenet_v2_x0_5_at')
     assert log[-1]['teacher']['kind'] == SHUFFLE
-    done = call(imagenet, *teach, *shuffle, '--finetune', 'logs/t', '--save', 'logs/f', cwd=tmp_path)
-    assert done.status == 2 and '--finetune' in done.err
+
+
+def test_fine_tuning(tmp_path):
+    """A new head. BN, the first groups and what lies before stay; the rest learns, with a teacher too."""
+    draw_images(tmp_path)
+    module = torchvision.models.shufflenet_v2_x0_5(num_classes=5)
+    before = module.state_dict()
+    torch.save({'model': {f'module.{name}': t for name, t in before.items()}}, tmp_path / 'five.pth')
+    tune = ['--dataset', 'folder', '--dataroot', 'images', '--batch_size', 4, '--epochs', 1, '--nthread', 0,
+            '--model', SHUFFLE, '--groups', SHUFFLE_GROUPS, '--finetune', 'five.pth']
+    taught = ['--teacher_params', 't', '--beta', 1, '--at_groups', '[1]']
+    for save, more in (('t', ['--freeze', 1]), ('s', taught)):
+        done = call(imagenet, *tune, *more, '--save', save, cwd=tmp_path)
+        assert (done.status, done.errors) == (0, [])
+        after = torch.load(tmp_path / save / 'model.pt7')['params']
+        assert after['fc.weight'].shape == (2, 1024)
+        norms = {f'{path}.{leaf}' for path, part in module.named_modules()
+                 if isinstance(part, torch.nn.BatchNorm2d) for leaf, _ in part.named_parameters()}
+        for name, t in after.items():
+            if not name.startswith('fc.'):
+                kept = name in norms or 'running' in name or name.startswith(('conv1', 'stage2'))
+                assert torch.equal(t, before[name]) == kept, name
+    done = call(imagenet, *tune[:-1], 't', '--freeze', 3, '--save', 'x', cwd=tmp_path)
+    assert done.status == 2 and '2 groups' in done.err
+    other = ['--model', 'torchvision:resnet18', '--groups', 'layer2']
+    done = call(imagenet, *tune, *other, '--save', 'x', cwd=tmp_path)
+    assert done.status == 2 and '--finetune' in done.err and not (tmp_path / 'x').exists()
+
+
+def test_head():
+    """A backbone without its head, whose names then share a prefix, is enough."""
+    f, fresh = named.build('torchvision:mobilenet_v3_small', 3, 224)
+    head = named.head(f, fresh)
+    assert head == {'classifier.3.weight', 'classifier.3.bias'}
+    theirs = torchvision.models.mobilenet_v2().state_dict()
+    f, fresh = named.build('torchvision:mobilenet_v2', 3, 224)
+    body = {name.removeprefix('features.'): t for name, t in theirs.items() if name.startswith('features.')
+            and 'num_batches' not in name}
+    found = named.fitted(body, fresh, 'x', named.head(f, fresh))
+    assert found.keys() == fresh.keys()
+    assert all(torch.equal(t, (fresh if name.startswith('classifier') else theirs)[name])
+               for name, t in found.items())
+
+
+def test_the_example_of_the_readme(tmp_path):
+    """Its commands, with weights that need no download."""
+    draw_images(tmp_path, 'photos')
+    text = (ROOT / 'README.md').read_text()
+    commands = re.findall(r'^python imagenet.py (--dataset folder .*)$', text, re.MULTILINE)
+    assert len(commands) == 3
+    for name in ('resnet50', 'mobilenet_v3_small'):
+        torch.save(torchvision.models.get_model(name).state_dict(), tmp_path / f'{name}.pth')
+    for command in commands:
+        command = re.sub(r'--finetune torchvision:(\w+)', r'--finetune \1.pth', command)
+        done = call(imagenet, *command.split(), '--nthread', 0, '--batch_size', 8,
+                    *([] if '--evaluate' in command else ['--epochs', 1]), cwd=tmp_path)
+        assert (done.status, done.errors) == (0, [])
+    assert log_of(tmp_path / 'logs/student')[-1]['teacher']['kind'] == 'torchvision:resnet50'
+    assert 'top-1 error' in done.out

@@ -71,7 +71,7 @@ def test_what_an_evaluation_prints_is_that_of_the_weights():
     weights = (ROOT / 'results' / 'weights' / 'README.md').read_text()
     assert printed and all(f'`{line}`' in weights for line in printed)
     evaluated = re.findall('--evaluate --student_params (\\S+)', (ROOT / 'README.md').read_text())
-    assert [line.partition(':')[0] for line in printed] == evaluated
+    assert [line.partition(':')[0] for line in printed] == [run for run in evaluated if 'results' in run]
 
 
 CODE = [(path, i) for path in DOCUMENTS if path.name != 'CONTRIBUTING.md'  # test_contributing.py

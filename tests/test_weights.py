@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 import torchvision
 
+import resnet
 from helpers import ROOT, Payload
 from utils import InputError
-from weights import tensors
+from weights import networks, tensors
 
 SAFETENSORS = safetensors.torch.save({'x': torch.ones(1)})
 LAYOUTS = ['2.x', '3.x', '4.x', '5.x']
@@ -602,17 +603,28 @@ def test_torchvision(server, monkeypatch):
         torch.save(state, path)
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    for depth in (18, 34):
-        assert equal(tensors.read(f'torchvision:resnet{depth}'), expected)
+    for name in ('resnet18', 'resnet34', 'mobilenet_v3_small'):
+        assert equal(tensors.read(f'torchvision:{name}'), expected)
         url, path, sha256 = requested.pop()
-        assert url == torchvision.models.get_model_weights(f'resnet{depth}').DEFAULT.url
+        assert url == torchvision.models.get_model_weights(name).DEFAULT.url
         assert Path(path) == server.cache / url.rsplit('/', 1)[1]
         assert sha256 in url and len(sha256) == 8
-        tensors.read(f'torchvision:resnet{depth}')
+        tensors.read(f'torchvision:{name}')
         assert not requested
-    for name in ('resnet50', '', 'resnet34/../../x', 'http://x'):
-        with pytest.raises(InputError, match='resnet18 and resnet34'):
+    for name in ('resnet19', '', 'resnet34/../../x', 'http://x'):
+        with pytest.raises(InputError, match='has no weights'):
             tensors.read(f'torchvision:{name}')
+
+
+def test_any_network_of_torchvision(server, monkeypatch):
+    """Its weights for ImageNet make it a network of this project."""
+    module = torchvision.models.shufflenet_v2_x0_5().eval()
+    monkeypatch.setattr(torch.hub, 'download_url_to_file',
+                        lambda url, path, sha256: torch.save(module.state_dict(), path))
+    f, params = resnet.load('torchvision:shufflenet_v2_x0_5')
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(f(x, params, False)[0], module(x))
+    assert '1000 classes' in networks.describe(params, f)
 
 
 def test_another_checksum_is_refused(server):

@@ -139,10 +139,9 @@ class Run:
         if self.adaptors:
             rows = ' and '.join(f'--{row.option}' for row in method.active(self.opt) if row.adaptor)
             fill(self.adaptors, state.get('adaptors'), f'{source} lacks the adaptors that {rows} train')
-        try:
-            momentum = {i: state['optimizer']['state'][i]['momentum_buffer'] for i in self.momentum()}
-        except (LookupError, TypeError):
-            momentum = {}
+        saved = state['optimizer'].get('state')
+        saved = saved if isinstance(saved, dict) else {}
+        momentum = {i: known.get('momentum_buffer') for i, known in saved.items() if isinstance(known, dict)}
         fill(self.momentum(), momentum, f'the momentum in {source} does not fit its network')
         if state.get('scaler'):
             self.scaler.load_state_dict(state['scaler'])

@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +71,13 @@ def recipe_of(options: Any) -> dict[str, Any] | None:
     return recipe if limits and names and is_name(recipe['model']) else None
 
 
+def head(f: Functional, params: Params) -> set[str]:
+    """Names of the tensors of the last layers: their shapes depend on the number of classes."""
+    module, _ = _module(f.recipe['model'], f.recipe['num_classes'] + 1)
+    _, other = modules.functional(module, ())
+    return {name for name, t in params.items() if other[name].shape != t.shape}
+
+
 def candidates(name: str, num_classes: int, size: int) -> str:
     """A line for each module that can be a group: its name and (C, h, w); a star marks the usual groups."""
     module, _ = _module(name, num_classes)
@@ -107,7 +114,7 @@ def _module(name: str, num_classes: int) -> tuple[nn.Module, str | None]:
         return _tried(name, lambda: models.get_model(rest, weights=None, num_classes=num_classes)), None
     if library == 'timm':
         try:
-            import timm  # type: ignore[import-not-found]
+            import timm
         except ModuleNotFoundError:
             raise InputError(f'{name} needs a package that is not installed: pip install timm') from None
         _check(name, rest.partition('.')[0], timm.list_models())
@@ -157,13 +164,15 @@ def _tried(name: str, make: Any) -> Any:
 # --- weights ---------------------------------------------------------------------------------------------
 
 
-def fitted(found: Params, fresh: Params, source: str) -> Params:
+def fitted(found: Params, fresh: Params, source: str, head: Collection[str] = ()) -> Params:
     """`found` by the names of `fresh`, without prefixes that all names of one of them share.
 
-    InputError unless names and shapes are the same.
+    The tensors named in `head` are those of `fresh`. InputError unless other names and shapes are the same.
     """
-    short = dict(zip(tensors.unwrap(fresh), fresh, strict=True))
-    params = {short.get(name, name): t for name, t in found.items()}
+    body = {name: t for name, t in fresh.items() if name not in head}
+    short = {key: name for names in (fresh, body)
+             for key, name in zip(tensors.unwrap(names), names, strict=True)}
+    params = {short.get(name, name): t for name, t in found.items()} | {name: fresh[name] for name in head}
     wrong = sorted(name for name in fresh.keys() | params.keys()
                    if name not in fresh or name not in params or fresh[name].shape != params[name].shape)
     if wrong:

@@ -79,6 +79,7 @@ def _nin(found: Found) -> tuple[Network, Params]:
                    pool_relu=POOL_RELU not in found.lacks)
 
 
+OURS = ('torchvision:resnet18', 'torchvision:resnet34')
 POOL_RELU = 'ReLU before pooling'
 WIDE = 'conv0', *(f'group{g}.block0.conv1' for g in range(3))
 IMAGENET = *WIDE, 'group3.block0.conv1'
@@ -105,9 +106,13 @@ def load(path: Path | str) -> tuple[Network, Params]:
 
     Wide ResNets, ResNets and NIN from any file or address that `tensors.read` accepts: checkpoints and
     folders of runs, those of the published code (the student, not its teacher), the exports, torchvision's
-    resnet18 and resnet34, ResNets and wide ResNets of RepDistiller and mdistiller. Checkpoints of networks of
-    torchvision and timm too. InputError lists what is missing and what is unknown.
+    networks, ResNets and wide ResNets of RepDistiller and mdistiller. Checkpoints of networks of torchvision
+    and timm too. InputError lists what is missing and what is unknown.
     """
+    name = str(path)
+    if name.startswith('torchvision:') and name not in OURS:
+        f, fresh = named.build(name, 1000, 224)
+        return f, named.fitted(tensors.read(name), fresh, name)
     params, known = tensors.read_with_options(path)
     if recipe := named.recipe_of(known):
         f, fresh = named.rebuild(recipe, str(path))
@@ -161,6 +166,17 @@ def facts(f_s: Network, f_t: Network | None, teacher: Params) -> dict[str, Any]:
 def statistics(f: Network) -> frozenset[str]:
     """Tensors of a network by name that no gradient reaches; the names of our own ones tell."""
     return f.buffers if isinstance(f, Functional) else frozenset()
+
+
+def fixed(f: Network, params: Params, n_groups: int) -> set[str]:
+    """Tensors that fine-tuning leaves as they are: BN, the first `n_groups` groups and what lies before."""
+    if isinstance(f, Functional):
+        names = list(f.names)  # in the order of the module
+        inside = tuple(f'{group}.' for group in f.groups[:n_groups])
+        last = max((i for i, name in enumerate(names) if name.startswith(inside)), default=-1)
+        return {f.names[name] for name in names[:last + 1]} | f.norms
+    below = (*[f'group{g}.' for g in range(n_groups)], *['conv0'] * bool(n_groups))
+    return {name for name in params if re.search(r'\bbn', name) or name.startswith(below)}
 
 
 def image_size(params: Params, f: Network | None = None) -> int:

@@ -21,7 +21,6 @@ from weights import pickled
 from weights.pickled import Unreadable
 
 MODEL, LOG = 'model.pt7', 'log.txt'  # files of a run
-TORCHVISION = ('resnet18', 'resnet34')
 ADDRESSES = ('torchvision:', 'http://', 'https://')  # their beginnings
 NESTED = ('params', 'state_dict', 'model')  # preferred names of a network among other dictionaries
 AGAIN = 'get it again'
@@ -31,8 +30,8 @@ def read(source: Path | str) -> Params:
     """Tensors by name, float32 and contiguous, on the CPU.
 
     `source`: the folder of a run; a file of torch.save, hickle 2 to 5 or safetensors; an address (http,
-    https) of such a file, kept in torch.hub's cache; or torchvision:resnet34, torchvision:resnet18. `unwrap`
-    finds the network in the file. InputError for anything else.
+    https) of such a file, kept in torch.hub's cache; or torchvision:NAME, its default weights for ImageNet.
+    `unwrap` finds the network in the file. InputError for anything else.
     """
     return read_with_options(source)[0]
 
@@ -107,10 +106,10 @@ def _of_run(path: Path) -> Path:
 
 
 def _torchvision(name: str) -> Path:
-    if name not in TORCHVISION:
-        raise InputError(f'torchvision:{name} cannot be read, only {" and ".join(TORCHVISION)}')
-    from torchvision.models import get_model_weights
-    url = get_model_weights(name).DEFAULT.url
+    from torchvision import models
+    if name not in models.list_models(module=models):
+        raise InputError(f'torchvision has no weights for {name!r}: give a name such as torchvision:resnet34')
+    url = models.get_model_weights(name).DEFAULT.url
     file = url.rsplit('/', 1)[1]
     known = re.search(r'-([0-9a-f]{8,})\.', file)
     return _download(url, file, known and known[1])
