@@ -8,12 +8,13 @@ import torch
 from torchnet.engine import Engine
 
 import layers
+import method
 from helpers import call, strictly
 from inputs import cifar as data
 from inputs import images
 from layers import Sample
 from tools import benchmark
-from tools.benchmark import COMMANDS, cifar, loader, script, sides, steps
+from tools.benchmark import COMMANDS, cifar, loader, losses, script, sides, steps
 from tools.benchmark.measure import SIDES
 
 CPU = torch.device('cpu')
@@ -180,7 +181,7 @@ def report_of(run_script):
         got = strictly(line)
         assert (got['benchmark'], got['device'], got['torch']) == (command, 'cpu', torch.__version__)
         assert (got['steps'], got['rounds']) == (1, 1) and got['threads'] >= 1
-        for case in got['cases'].values():
+        for case in got.get('cases', {}).values():
             assert list(case)[:4] == ['images_per_second', 'quartiles', 'ratio', 'ratio_quartiles']
             assert list(case)[4:] in ([], ['flops', 'bytes', 'bound_seconds', 'roofline_ratio',
                                            'roofline_quartiles'])
@@ -225,6 +226,22 @@ def test_fast_adds_variants_and_first_steps(monkeypatch, tmp_path):
         assert speeds['baseline'] == got['cases']['at']['images_per_second']['baseline']
         assert case['ratio'] == pytest.approx(speeds['ours'] / speeds['baseline'], rel=1e-2)
     assert list(got['time_to_first_step']) == ['eager', 'compiled']
+
+
+@pytest.mark.slow
+def test_losses_prints_one_strict_json_object(report_of):
+    got = report_of('losses', '--batch_size', 4)
+    assert list(got['losses']) == ['student', *(row.name for row in method.LOSSES)]
+    assert got['losses']['kd']['ratio_to_kd'] == 1
+    for found in got['losses'].values():
+        low, high = found['quartiles']
+        assert 0 < low <= found['milliseconds'] <= high and found['ratio_to_kd'] > 0
+
+
+def test_figures_of_a_loss():
+    found = losses.figures([100.0, 50.0, 80.0], [200.0, 50.0, 120.0], 10)
+    assert found['milliseconds'] == 125  # of 100, 200 and 125
+    assert found['ratio_to_kd'] == 1.5  # of 2, 1 and 1.5
 
 
 @pytest.mark.slow

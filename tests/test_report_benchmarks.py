@@ -74,6 +74,16 @@ def test_errors_over_seeds(folder):
                    '-0.07 (0.13)', '0123456']
 
 
+def test_losses_next_to_kd(folder):
+    losses = {'student': {'milliseconds': 100.4, 'quartiles': [99.6, 102], 'ratio_to_kd': 0.503},
+              'at': {'milliseconds': 210.1, 'quartiles': [205, 214.9], 'ratio_to_kd': 1.0523}}
+    result = {'benchmark': 'losses', 'device_name': 'a CPU', 'commit': '0123456789', 'dtype': 'float',
+              'losses': losses}
+    (_, *rows), = cells(call(report, '--benchmarks', 'figures', cwd=folder(a=result)).out)
+    assert rows == [['a CPU', 'alone', 'float', '100 (100-102)', '0.50', '0123456'],
+                    ['a CPU', 'AT', 'float', '210 (205-215)', '1.05', '0123456']]
+
+
 def test_only_what_there_is(folder):
     done = call(report, '--benchmarks', 'figures', cwd=folder(a=LOADER))
     (header, row), = cells(done.out)

@@ -4,6 +4,7 @@
     python -m tools.benchmark cifar --dataset CIFAR10 --dataroot data --dtype bfloat16
     python -m tools.benchmark imagenet --dtype bfloat16 --compile
     python -m tools.benchmark loader --imagenetpath ~/ILSVRC2012 --workers 4
+    python -m tools.benchmark losses
     python -m tools.benchmark accuracy --teacher_id demo/1/teacher --fast
 
 One JSON line on stdout, progress on stderr. The baseline does what the 2017 code did: PIL images transformed
@@ -23,12 +24,15 @@ from typing import Any
 from tools.benchmark import accuracy, loader
 from tools.benchmark.cifar import Cifar
 from tools.benchmark.imagenet import ImageNet
+from tools.benchmark.losses import Losses
 from training import options
 
-COMMANDS = {'cifar': Cifar(), 'imagenet': ImageNet(), 'loader': loader, 'accuracy': accuracy}
+COMMANDS = {'cifar': Cifar(), 'imagenet': ImageNet(), 'losses': Losses(), 'loader': loader,
+            'accuracy': accuracy}
 HELP = {
     'cifar': 'step and loader of cifar.py, WRN-16-2 to WRN-16-1',
     'imagenet': 'step of imagenet.py on random images in memory, ResNet-34 to ResNet-18',
+    'losses': 'step of cifar.py with each loss, without a baseline',
     'loader': 'loader of imagenet.py, from image files to batches',
     'accuracy': 'test errors of cifar.py over seeds; all other options are those of cifar.py'}
 

@@ -26,6 +26,7 @@ TEACHER, STUDENT = (16, 2), (16, 1)  # depth and width
 
 class Cifar(Script):
     cases = {'at': ['--beta', '1e+3'], 'kd': ['--alpha', '0.9'], 'student': []}
+    without_teacher = frozenset(['student'])
     loads = 8
 
     def add_options(self, parser: options.Parser) -> None:
@@ -39,14 +40,16 @@ class Cifar(Script):
 
     def real_options(self, opt: argparse.Namespace, case: str) -> argparse.Namespace:
         return cifar.parse([
-            '--save', 'nowhere', *self.cases[case], *['--teacher_id', 'random'] * (case != 'student'),
+            '--save', 'nowhere', *self.cases[case],
+            *['--teacher_id', 'random'] * (case not in self.without_teacher),
             '--dataset', opt.dataset, '--dataroot', opt.dataroot, '--batch_size', str(opt.batch_size),
             *steps.shared_options(opt)])
 
     def networks(self, opt: argparse.Namespace, case: str) -> Networks:
         num_classes = data.CLASSES[opt.dataset]
         f_s, student = resnet.wide_resnet(*STUDENT, num_classes)
-        f_t, teacher = resnet.wide_resnet(*TEACHER, num_classes) if case != 'student' else (None, {})
+        alone = case in self.without_teacher
+        f_t, teacher = (None, {}) if alone else resnet.wide_resnet(*TEACHER, num_classes)
         return f_s, student, f_t, teacher
 
     def batches(self, opt: argparse.Namespace, side: str, device: torch.device) -> Batches:

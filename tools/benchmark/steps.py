@@ -16,7 +16,7 @@ import layers
 import resnet
 import training as runs
 from layers import Network, Params, Sample
-from method import training_step
+from method import adaptors, training_step
 from tools.benchmark.measure import Consumer
 from training import devices
 from weights import networks
@@ -36,6 +36,7 @@ def training(side: str, real: argparse.Namespace, made: Networks, device: torch.
     """The step of a side with the options `real` of a script."""
     if side == 'ours':
         f_s, student, f_t, teacher = folded(made)
+        student |= adaptors(real, f_s, student, f_t, teacher)
         student, teacher = devices.to_device(student, device), devices.to_device(teacher, device)
         return our_training(real, f_s, student, f_t, teacher, topk)
     f_s, student, f_t, teacher = made

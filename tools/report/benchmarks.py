@@ -3,12 +3,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import method
 from tools.report import tables
 from utils import InputError
 
 SPEED = ['machine', 'benchmark', 'case', 'dtype', 'images/s', 'plain', 'ratio (quartiles)',
          'times the roofline', 'peak memory, MB (plain)', 'commit']
 FIRST_STEP = ['machine', 'benchmark', 'dtype', 'to the end of the first step, s', 'compiled', 'commit']
+LOSSES = ['machine', 'loss', 'dtype', 'ms a step (quartiles)', 'times KD', 'commit']
 ACCURACY = ['machine', 'data set', 'images', 'epochs', 'seeds', 'dtype', 'error, %: mean (deviation)',
             'plain', 'difference (standard error)', 'commit']
 
@@ -29,9 +31,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """A table of speeds next to the plain baseline, one of first steps, and one of test errors."""
+    """Tables of speeds next to the plain baseline, of first steps, of losses, and of test errors."""
     parts = [(header, [row for result in results for row in rows(result)]) for header, rows in (
-        (SPEED, speed), (FIRST_STEP, first_step), (ACCURACY, accuracy))]
+        (SPEED, speed), (FIRST_STEP, first_step), (LOSSES, losses), (ACCURACY, accuracy))]
     return '\n\n'.join(tables.grid(header, rows) for header, rows in parts if rows)
 
 
@@ -55,6 +57,14 @@ def first_step(result: dict[str, Any]) -> list[list[str]]:
         return []
     return [[result['device_name'], result['benchmark'], result['dtype'], f'{seconds["eager"]:.1f}',
              f'{seconds["compiled"]:.1f}' if 'compiled' in seconds else '', _commit(result)]]
+
+
+def losses(result: dict[str, Any]) -> list[list[str]]:
+    titles = {row.name: row.title for row in method.LOSSES} | {'student': 'alone'}
+    return [[result['device_name'], titles.get(name, name), _dtype(result),
+             '{:.0f} ({:.0f}-{:.0f})'.format(found['milliseconds'], *found['quartiles']),
+             f'{found["ratio_to_kd"]:.2f}', _commit(result)]
+            for name, found in result.get('losses', {}).items()]
 
 
 def accuracy(result: dict[str, Any]) -> list[list[str]]:
