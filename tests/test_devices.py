@@ -317,8 +317,8 @@ def test_a_mistake_is_told_once(tmp_path, run_script, small):
     ('x', [], 'rank x'), ('0', ['--ngpu', 2], '--ngpu 2')])
 def test_the_environment_of_another_launcher(run_script, small, rank, arguments, word):
     n = '1' if arguments else '2'
-    done = run_script('cifar.py', *SMALL, '--save', 'x', *arguments, PYTHONPATH=small, RANK=rank, WORLD_SIZE=n,
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT='29876')
+    done = run_script('cifar.py', *SMALL, '--save', 'x', *arguments, PYTHONPATH=small, RANK=rank,
+                      WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT='29876')
     assert done.returncode == 2 and word in done.stderr and len(done.stderr.splitlines()) == 1
 
 
