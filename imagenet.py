@@ -79,7 +79,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                      'a run or a file of weights')
     if parser.is_given(opt, 'freeze') and not opt.finetune:
         parser.error('--freeze has no effect without --finetune')
-    if opt.freeze > (n := len(opt.groups or range(4))):
+    n = len(opt.groups) if opt.groups else 4
+    if opt.freeze > n:
         parser.error(f'--freeze {opt.freeze}: a network has {n} groups')
     if opt.decode == 'cuda' and not devices.cuda_devices(opt):
         parser.error('--decode cuda needs a CUDA device: leave it out')

@@ -179,11 +179,11 @@ def default_groups(module: nn.Module, shapes: dict[str, tuple[int, int, int]]) -
     maps all have one size, four blocks at equal distances, the last block being the fourth.
     """
     parts = dict(module.named_modules())
-    trunk = next((name for name in (*NUMBERED, *[f'{name}.' for name in TRUNKS])
-                  if (name.removesuffix('.') if name.endswith('.') else f'{name}2') in parts), None)
-    if trunk is None:
+    trunks = [name for name in NUMBERED if f'{name}2' in parts]
+    trunks += [f'{name}.' for name in TRUNKS if name in parts]
+    if not trunks:
         return []
-    stages = [name for name in shapes if name.startswith(trunk) and '.' not in name[len(trunk):]
+    stages = [name for name in shapes if name.startswith(trunks[0]) and '.' not in name[len(trunks[0]):]
               and 'Pool' not in type(parts[name]).__name__]
     sizes = {shapes[name][1:]: name for name in stages}
     if len(sizes) > 1:
