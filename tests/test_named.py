@@ -9,12 +9,13 @@ import torch
 import torchvision
 
 import imagenet
+import modules
 import resnet
 from helpers import N_TRAIN, call, call_cifar, log_of, run_ranks
 from pictures import content, picture, write_image
 from tools import export, report, visualize
 from utils import InputError
-from weights import named
+from weights import named, networks
 
 OWN = '''
 from torch import nn
@@ -289,6 +290,17 @@ def test_fine_tuning(tmp_path):
     other = ['--model', 'torchvision:resnet18', '--groups', 'layer2']
     done = call(imagenet, *tune, *other, '--save', 'x', cwd=tmp_path)
     assert done.status == 2 and '--finetune' in done.err and not (tmp_path / 'x').exists()
+
+
+def test_what_fine_tuning_leaves():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4),
+                              torch.nn.Conv2d(4, 4, 3))
+    f, params = modules.functional(net, ['1', '3'])
+    norm = {'2.weight', '2.bias'}
+    below = {'0.weight', '0.bias', '1.weight', '1.bias'}
+    assert networks.fixed(f, params, 0) == norm
+    assert networks.fixed(f, params, 1) == norm | below
+    assert networks.fixed(f, params, 2) == params.keys()
 
 
 def test_head():
