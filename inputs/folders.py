@@ -66,7 +66,7 @@ def load(dataset: str, root: str, train: bool = True) -> tuple[Split | None, Spl
         names: list[str] = []
         with contextlib.suppress(OSError):
             names = sorted(entry.name for entry in _scan(os.fspath(root)) if entry.is_dir())
-        raise InputError(f'{e.filename} cannot be read ({e.strerror}): the folder of {dataset} must contain '
+        raise InputError(f'{e.filename} cannot be read ({e.strerror}): --dataset {dataset} needs '
                          f'{LAYOUTS[dataset]}'
                          + (f'; {root} contains the folders {few(names)}' if names else '')) from None
 

@@ -184,8 +184,8 @@ def test_a_run_that_is_killed(order):
     (['cifar.py --evaluate --student_params a'],
      'cifar.py --evaluate --student_params a: add --save, next to which the output goes'),
     (['imagenet.py --imagenetpath nowhere'],
-     'nowhere/val cannot be read (No such file or directory): the folder of '
-     'imagenet must contain train/<synset>/*.JPEG and val/<synset>/*.JPEG'),
+     'nowhere/val cannot be read (No such file or directory): --dataset '
+     'imagenet needs train/<synset>/*.JPEG and val/<synset>/*.JPEG'),
 ])
 def test_mistakes(monkeypatch, tmp_path, lines, sentence):
     done = start(monkeypatch, tmp_path, lines)
