@@ -27,7 +27,7 @@ students() {
 rows() {
     local seed epochs of_teacher=$EPOCHS
     for seed in $SEEDS; do
-        alone wrn_16_2
+        teacher wrn_16_2
         for epochs in $EPOCHS_LIST; do
             if [ "$epochs" = "$of_teacher" ]; then
                 students ''

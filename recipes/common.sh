@@ -6,6 +6,7 @@
 #   SCHEDULE=linear            or cosine, instead of steps of the learning rate
 #   WARMUP=1 LR=0.1            warm-up in epochs; learning rate at its highest
 #   SEEDS='1 2 3'  DATASET=CIFAR100  LOGS=folder  PYTHON=python3
+#   TEACHER=folder             CIFAR: the students of all seeds learn from this run; no teacher is trained
 #   ARGS='--dataroot data'     options for every run
 #   PRINT=1                    print the commands and train nothing
 # A recipe that was stopped resumes when it is started again.
@@ -96,11 +97,16 @@ alone() {
     cifar "$1" ${!1}
 }
 
+# teacher NETWORK
+teacher() {
+    [ -n "${TEACHER:-}" ] || alone "$1"
+}
+
 # student NETWORK TEACHER METHOD OPTIONS...
 student() {
     local network=$1 teacher=$2 method=$3
     shift 3
-    cifar "${network}_${teacher}_$method" ${!network} --teacher_id "$LOGS/$seed/$teacher" "$@"
+    cifar "${network}_${teacher}_$method" ${!network} --teacher_id "${TEACHER:-$LOGS/$seed/$teacher}" "$@"
 }
 
 # --- what a recipe does ----------------------------------------------------------------------------------------

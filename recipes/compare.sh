@@ -60,7 +60,7 @@ taught() {
 choice() {
     local seed loss options LOGS=$LOGS/choice ARGS="--val_images $VAL_IMAGES ${ARGS:-}"
     for seed in $CHOICE_SEEDS; do
-        alone "$teacher"
+        teacher "$teacher"
         for loss in $LOSSES; do
             while read -r options; do
                 taught $options
@@ -73,7 +73,7 @@ choice() {
 final() {
     local seed options LOGS=$LOGS/final
     for seed in $SEEDS; do
-        alone "$teacher"
+        teacher "$teacher"
         alone "$student"
         while read -r options; do
             taught $options

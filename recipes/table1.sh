@@ -13,6 +13,9 @@ for pair in $PAIRS; do
         esac
     done
 done
+case ${TEACHER:+$PAIRS} in
+    *' '*) refuse "TEACHER=$TEACHER teaches one pair: give PAIRS=student:teacher" ;;
+esac
 
 # The paper decays beta in F-ActT and in AT+KD, and does not say how.
 pair() {
@@ -26,8 +29,9 @@ rows() {
     local seed network
     for seed in $SEEDS; do
         for network in $networks; do
-            case " ${PAIRS//:/ } " in  # WRN-16-2 is the student of one pair and the teacher of another
-                *" $network "*) alone "$network" ;;
+            case " $PAIRS " in  # WRN-16-2 is the student of one pair and the teacher of another
+                *" $network:"*) alone "$network" ;;
+                *":$network "*) teacher "$network" ;;
             esac
         done
         for pair in $PAIRS; do

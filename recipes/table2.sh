@@ -8,7 +8,7 @@
 rows() {
     local seed group
     for seed in $SEEDS; do
-        alone wrn_16_2
+        teacher wrn_16_2
         alone wrn_16_1
         student wrn_16_1 wrn_16_2 at --beta 1e+3
         student wrn_16_1 wrn_16_2 at_sum1 --beta 1e+3 --map_p 1

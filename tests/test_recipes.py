@@ -190,6 +190,18 @@ def test_pairs_of_table1():
     assert [(row(opt)[:2]) for opt in taught] == 4 * [((16, 2), 'wrn_40_2')] + 4 * [((16, 1), 'wrn_16_2')]
 
 
+@pytest.mark.parametrize('name', ['table1', 'table2', 'budget', 'compare'])
+def test_one_teacher_for_all_seeds(name):
+    """TEACHER teaches them, and the same students are trained as without it."""
+    variables = {'PRINT': '1', 'SEEDS': '1 2', 'PAIRS': 'wrn_16_1:wrn_16_2'}
+    own, shared = [{opt.save: opt for part in stages_of(recipe(name, **variables, **more)) for opt in part}
+                   for more in ({}, {'TEACHER': 'the teacher'})]
+    assert {opt.teacher_id for opt in shared.values()} - {''} == {'the teacher'}
+    for opt in (opt for opt in own.values() if opt.teacher_id):
+        opt.teacher_id = 'the teacher'
+    assert shared == {save: opt for save, opt in own.items() if opt.width == 1}
+
+
 def test_tune():
     """On held-out images, by schedules that its folders tell, with a seed of no table."""
     done = recipe('tune', PRINT='1')
@@ -418,6 +430,7 @@ def test_no_report_of_what_failed(copy):
 
 @pytest.mark.parametrize(('name', 'variables', 'words'), [
     ('table1', {'EPOCHS': '1e2'}, 'EPOCHS=1e2'), ('table3', {'EPOCHS': '0'}, 'EPOCHS=0'),
+    ('table1', {'TEACHER': 'x'}, 'PAIRS'),
     ('budget', {'EPOCHS_LIST': '5 x'}, 'EPOCHS_LIST=5 x'),
     ('budget', {'EPOCHS_LIST': '05'}, 'EPOCHS_LIST=05'), ('budget', {'EPOCHS': '0'}, 'EPOCHS=0'),
     *(('table1', {'PAIRS': pairs}, f'PAIRS: {pairs.split()[-1]} is') for pairs in (
