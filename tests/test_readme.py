@@ -1,5 +1,6 @@
 """What README.md, CONTRIBUTING.md and docs say is so: commands parse, links lead to something, code runs."""
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_links_lead_to_files_and_headings(path):
         if not file.exists() or heading and heading not in slugs(file):
             broken.append(link)
     assert broken == []
+
+
+def test_reports_have_tests():
+    """Each line of the table of public reports names a test that exists."""
+    lines = (ROOT / 'docs/reliability.md').read_text().partition('| report |')[2].splitlines()[2:]
+    rows = list(itertools.takewhile(str.strip, lines))
+    assert len(rows) > 27
+    for row in rows:
+        file, name = re.fullmatch(r'.*\| `(\w+)::(\w+)` \|', row).groups()
+        assert f'def test_{name}(' in (ROOT / f'tests/test_{file}.py').read_text(), row
 
 
 def test_the_readme_is_one_page():
