@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import imagenet
 import modules
@@ -238,6 +239,33 @@ def test_a_hostile_recipe_ends_in_one_sentence(tmp_path):
         with pytest.raises(InputError) as error:
             resnet.load(tmp_path / 'x.pth')
         assert '\n' not in str(error.value)
+
+
+def test_a_small_file_asks_for_no_large_network(tmp_path):
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            t = func(*args, **kwargs or {})
+            made.extend([t.numel()] if isinstance(t, torch.Tensor) and not t.is_meta else [])
+            return t
+
+    made = []
+    for model in ('torchvision:regnet_y_400mf', 'torchvision:vgg11', 'timm:resnet10t'):
+        recipe = {'model': model, 'groups': [], 'num_classes': 10, 'size': 32}
+        torch.save({'params': {'fc.weight': torch.zeros(3, 3)}, 'options': {'network': recipe}},
+                   tmp_path / 'x.pth')
+        with pytest.raises(InputError, match='fit'), Sizes():
+            resnet.load(tmp_path / 'x.pth')
+    assert made and max(made) < 10_000
+
+
+def test_regnet_from_its_file(tmp_path):
+    """Which computes with the values of tensors while it is built."""
+    f, params = named.build('torchvision:regnet_x_400mf', 10, 32)
+    torch.save({'params': params, 'options': {'network': f.recipe}}, tmp_path / 'x.pth')
+    again, found = resnet.load(tmp_path / 'x.pth')
+    assert again.recipe == f.recipe and not any(t.is_meta for t in found.values())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(again(x, found, False)[0], f(x, params, False)[0], rtol=0, atol=0)
 
 
 def draw_images(folder, root='images'):

@@ -11,6 +11,7 @@ import hashlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import modules
 from layers import Params
@@ -52,12 +54,29 @@ def build(name: str, num_classes: int, size: int,
     return f, params
 
 
-def rebuild(recipe: dict[str, Any], source: str) -> tuple[Functional, Params]:
-    """As `build`, from the recipe in a file. InputError for a file of your own: weights never choose code."""
-    if '.py:' in recipe['model']:
-        raise InputError(f'{source} is a network of {recipe["model"]}, and a file of weights never runs '
+def rebuild(recipe: dict[str, Any], params: Params, source: str) -> tuple[Functional, Params]:
+    """The network of the recipe and the params in a file.
+
+    InputError for a file of your own, since weights never choose code, and unless the params fit. This is
+    checked before the network takes memory, so a small file cannot ask for a large network.
+    """
+    name, num_classes = recipe['model'], recipe['num_classes']
+    if '.py:' in name:
+        raise InputError(f'{source} is a network of {name}, and a file of weights never runs '
                          'code: cifar.py and imagenet.py take this name with --model or --teacher_model')
-    return build(recipe['model'], recipe['num_classes'], recipe['size'], recipe['groups'])
+    # RegNet computes with the values of tensors while it is built, and hybrids of timm run some layers.
+    with torch.device('meta') if name.startswith('timm:') else _Weightless():
+        module, _ = _module(name, num_classes)
+    fitted(params, modules.functional(module, ())[1], source)
+    f, fresh = build(name, num_classes, recipe['size'], recipe['groups'])
+    return f, fitted(params, fresh, source)
+
+
+class _Weightless(TorchFunctionMode):
+    """With it, layers take no memory for their weights, which they make with torch.empty."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({'device': 'meta'} if func is torch.empty else {}))
 
 
 def recipe_of(options: Any) -> dict[str, Any] | None:
@@ -111,7 +130,8 @@ def _module(name: str, num_classes: int) -> tuple[nn.Module, str | None]:
     if library == 'torchvision':
         from torchvision import models
         _check(name, rest, models.list_models(module=models))
-        return _tried(name, lambda: models.get_model(rest, weights=None, num_classes=num_classes)), None
+        with warnings.catch_warnings(action='ignore'):  # about how Inception and GoogLeNet begin
+            return _tried(name, lambda: models.get_model(rest, weights=None, num_classes=num_classes)), None
     if library == 'timm':
         try:
             import timm

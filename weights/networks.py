@@ -115,8 +115,7 @@ def load(path: Path | str) -> tuple[Network, Params]:
         return f, named.fitted(tensors.read(name), fresh, name)
     params, known = tensors.read_with_options(path)
     if recipe := named.recipe_of(known):
-        f, fresh = named.rebuild(recipe, str(path))
-        return f, named.fitted(params, fresh, str(path))
+        return named.rebuild(recipe, params, str(path))
     return network(params, str(path))
 
 

@@ -1,4 +1,5 @@
 """All targets."""
-from stress.fuzz import hdf5, pickles, pictures, runs, tensors, texts
+from stress.fuzz import hdf5, pickles, pictures, recipes, runs, tensors, texts
 
-TARGETS = [target for module in (texts, hdf5, pickles, tensors, runs, pictures) for target in module.TARGETS]
+MODULES = texts, hdf5, pickles, tensors, runs, recipes, pictures
+TARGETS = [target for module in MODULES for target in module.TARGETS]
