@@ -120,8 +120,9 @@ def resnet_of(blocks: Sequence[int], channels: Sequence[int], num_classes: int,
               stem: int = 7) -> tuple[Network, Params]:
     """`channels` of the first convolution, which is stem x stem, and of the groups."""
     def block(n_in: int, n_out: int, strided: bool) -> dict[str, Any]:
-        params: dict[str, Any] = {'conv0': layers.conv_params(n_in, n_out, 3), 'bn0': layers.bn_params(n_out),
-                  'conv1': layers.conv_params(n_out, n_out, 3), 'bn1': layers.bn_params(n_out)}
+        params: dict[str, Any] = {
+            'conv0': layers.conv_params(n_in, n_out, 3), 'bn0': layers.bn_params(n_out),
+            'conv1': layers.conv_params(n_out, n_out, 3), 'bn1': layers.bn_params(n_out)}
         if strided or n_in != n_out:
             params |= {'convdim': layers.conv_params(n_in, n_out, 1), 'bndim': layers.bn_params(n_out)}
         return params

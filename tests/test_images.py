@@ -269,7 +269,7 @@ def split(tmp_path_factory):
     for i, file in enumerate(files):
         (root / file).write_bytes(content(picture(i, 40 + i, 60 - i)))
     return folders.Split(str(root), np.array(files, 'S'), torch.arange(23), list('abc'),
-                        np.array([[2, 3, 20 + i, 30 - i] for i in range(23)], float))
+                         np.array([[2, 3, 20 + i, 30 - i] for i in range(23)], float))
 
 
 @pytest.fixture

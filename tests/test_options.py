@@ -174,7 +174,7 @@ def test_help_explains_every_option_and_shows_its_default(monkeypatch, script, a
         text = formatter._expand_help(action)
         assert len(text) > 8 and not re.search(r'default: (None|False|\)|$)', text), action.dest
         assert ('(default: ' in text) >= (action.default not in (None, False, '', '==SUPPRESS==')
-                                         or action.default == 0 and action.default is not False), action.dest
+                                          or action.default == 0 and action.default is not False), action.dest
 
 
 # --- combinations ----------------------------------------------------------------------------------------

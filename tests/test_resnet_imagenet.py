@@ -250,7 +250,7 @@ def test_at_export_against_its_twin():
     assert exported['group1.block0.affine0.a'].shape == (64,)
     f, params = networks.network(exported)
     assert networks.describe(params) == ('pre-activation ResNet-18 of width 1, 1000 classes, '
-                                       '11,687,720 parameters')
+                                         '11,687,720 parameters')
     for size in (64, 97):
         x = torch.randn(2, 3, size, size)
         with torch.no_grad():

@@ -51,7 +51,7 @@ def main() -> int:
                 1):
             if problem:
                 path = opt.found / target.name / (case[:80] if isinstance(case,
-                    str) else f'{opt.seed}-{case}')
+                                                                          str) else f'{opt.seed}-{case}')
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(case_of(target, crafted, opt.seed, case))
                 found[path] = problem

@@ -62,7 +62,7 @@ def storage(n: int, kind: str = 'FloatStorage', key: str = '0', place: str = 'cp
 def tensor(shape: Any = (2, 3), stride: Any = (3, 1), n: int = 6, offset: int = 0, kind: str = 'FloatStorage',
            key: str = '0', place: str = 'cpu') -> Raw:
     return called('torch._utils._rebuild_tensor_v2', storage(n, kind, key, place), offset, shape, stride,
-        False,
+                  False,
                   called('collections.OrderedDict'))
 
 
@@ -231,7 +231,7 @@ def overlapping(content: bytes) -> bytes:
     first = content[start:content.index(b'PK\1\2', start + 4)]
     directory = first * 20_000
     return content[:start] + directory + struct.pack('<4sHHHHIIH', b'PK\5\6', 0, 0, 20_000, 20_000,
-        len(directory),
+                                                     len(directory),
                                                      start, 0) + content[end + 22:]
 
 
@@ -243,12 +243,12 @@ def draw_tensor(rng: Random) -> Raw:
         return tuple(rng.choice((0, 1, 2, 3, 2, 1, rng.choice(mutate.INTS[:-1]))) for _ in range(n))
 
     kind = rng.choice(('Float', 'Float', 'Float', 'Half', 'Double', 'Long', 'Bool', 'BFloat16',
-        'ComplexFloat', 'QInt8',
+                       'ComplexFloat', 'QInt8',
                        'Untyped'))
     plain = rng.random() < 0.5
     return tensor(rng.choice((some(), (2, 3), (6,))), rng.choice((some(), (0,) * n, (3, 1), (1,))),
                   6 if plain else rng.choice(mutate.INTS[:-1]), 0 if plain else rng.choice((0, 1,
-                  *mutate.INTS[:-1])),
+                                                                                            *mutate.INTS[:-1])),
                   f'{kind}Storage', place='cpu' if plain else rng.choice(('cpu', 'cuda', 'meta', 'x', '')))
 
 

@@ -46,7 +46,7 @@ def run_image(case: bytes, folder: Path) -> None:
     box = np.array([[1, 1, 5, 5]], np.float64)
     for boxes, kinds in ((None, images.CROPS), (box, ('center',))):
         read_all(folders.Split(str(folder), np.array([b'x/x.jpg']), torch.zeros(1, dtype=torch.int64), ['x'],
-                              boxes), kinds)
+                               boxes), kinds)
 
 
 def picture(mode: str, form: str, size: tuple[int, int] = (9, 7), **options: Any) -> bytes:
@@ -67,7 +67,7 @@ def sound_images() -> list[bytes]:
     moving = io.BytesIO()
     frames[0].save(moving, 'GIF', save_all=True, append_images=frames[1:])
     return [*found, moving.getvalue(), png(9, 7, bytes(range(7)) * 19, 16, 0),
-        picture('RGB', 'JPEG', progressive=True), picture('P', 'PNG', transparency=0),
+            picture('RGB', 'JPEG', progressive=True), picture('P', 'PNG', transparency=0),
             picture('RGB', 'TIFF', compression='tiff_lzw'), picture('RGB', 'TIFF', compression='jpeg'),
             picture('1', 'TIFF', compression='group4'), picture('RGB', 'WEBP', lossless=True),
             picture('RGB', 'JPEG', (300, 260)), picture('RGB', 'JPEG',
@@ -79,9 +79,9 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b'', depth: int = 8, color: int = 2,
-    more: bytes = b'') -> bytes:
+        more: bytes = b'') -> bytes:
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, color, 0, 0,
-        0)) + more
+                                                              0)) + more
             + chunk(b'IDAT', zlib.compress(pixels)) + chunk(b'IEND', b''))
 
 
@@ -100,19 +100,19 @@ def craft_image() -> dict[str, bytes]:
         (60_000_000, 1), (0, 5), (5, 0))
         for d, c in ((8, 2), (16, 6), (1, 0), (8, 3))}
     found |= {f'jpeg_{w}x{h}': resized(jpeg, w, h) for w, h in ((60_000, 60_000), (65_535, 900),
-        (8000, 8000), (0, 0), (9, 0))}
+                                                                (8000, 8000), (0, 0), (9, 0))}
     found |= {f'bmp_{w}x{h}': b'BM' + struct.pack('<IHHIIiiHHIIiiII', 54, 0, 0, 54, 40, w, h, 1, 24, 0, 0, 0,
-        0, 0, 0)
+                                                  0, 0, 0)
               for w, h in ((60_000, 60_000), (8000, 8000), (2**31 - 1, 2**31 - 1), (5, -2**31), (-5, 5))}
     found |= {f'ppm_{w}x{h}': b'P6 %d %d 255\n' % (w, h) for w, h in ((60_000, 60_000), (8000, 8000),
-        (10**400, 1), (0, 0))}
+                                                                      (10**400, 1), (0, 0))}
     found |= {f'gif_{w}x{h}': b'GIF89a' + struct.pack('<HHBBB', w, h, 0xf0, 0,
-        0) + bytes(6) + b',' + struct.pack(
+                                                      0) + bytes(6) + b',' + struct.pack(
         '<HHHHB', 0, 0, w, h, 0) + b'\x02\x02\x4c\x01\0;' for w, h in ((60_000, 60_000), (8000, 8000),
-        (65_535, 65_535))}
+                                                                       (65_535, 65_535))}
     found |= {f'webp_{n}': content for n, content in enumerate((
         b'RIFF' + struct.pack('<I', 22) + b'WEBPVP8X' + struct.pack('<I',
-        10) + b'\x10\0\0\0' + b'\xff\xff\xff' * 2,
+                                                                    10) + b'\x10\0\0\0' + b'\xff\xff\xff' * 2,
         picture('RGB', 'WEBP')[:-20], b'RIFF\xff\xff\xff\xffWEBPVP8L\xff\xff\xff\xff/' + b'\xff' * 20))}
     found |= {
         'flat': picture_flat((7900, 7900)), 'flat_1': picture_flat((8000, 8000), '1'),
@@ -120,8 +120,8 @@ def craft_image() -> dict[str, bytes]:
             (7900, 7900), 'P', 'GIF'), 'flat_jpeg': picture_flat((7900, 7900), 'L', 'JPEG'),
             'flat_tiff': picture_flat(
                 (7900, 7900), '1', 'TIFF', compression='group4'), 'flat_webp': picture_flat((7900, 7900),
-                'RGB', 'WEBP',
-                                                                                           lossless=True),
+                                                                                            'RGB', 'WEBP',
+                                                                                            lossless=True),
         'png_text': png(3, 3, bytes(30), more=chunk(b'zTXt', b'x\0\0' + zlib.compress(bytes(10**8)))),
         'png_texts': png(3, 3, bytes(30), more=chunk(b'zTXt', b'x\0\0' + zlib.compress(bytes(10**6))) * 100),
         'png_profile': png(3, 3, bytes(30), more=chunk(b'iCCP', b'x\0\0' + zlib.compress(bytes(10**8)))),
@@ -154,7 +154,7 @@ def picture_flat(size: tuple[int, int], mode: str = 'RGB', form: str = 'PNG', **
 def tiff(tag: int, count: int, value: int) -> bytes:
     """A small TIFF, one tag of which claims a count and a value."""
     tags = {256: (1, 3), 257: (1, 3), 258: (1, 8), 259: (1, 1), 262: (1, 1), 273: (1, 200), 277: (1, 1),
-        278: (1, 3),
+            278: (1, 3),
             279: (1, 9)}
     tags[tag] = (count if count > 4 else 1, value) if count != 4 else (value, 8)
     return (b'II*\0\x08\0\0\0' + struct.pack('<H', len(tags)) + b''.join(
@@ -238,7 +238,7 @@ def craft_folder() -> dict[str, bytes]:
         first = files[0]
         parent = os.path.dirname(first)
         for name, link in {'loop': os.path.basename(first), 'zero': '/dev/zero', 'tty': '/dev/tty',
-            'passwd': '/etc/passwd',
+                           'passwd': '/etc/passwd',
                            'pipe': '../../../../pipe', 'gone': 'nowhere', 'up': '..', 'self': '.'}.items():
             rest = [entry for entry in sound_folder(dataset) if entry[0] != first]
             found[f'{dataset}_link_{name}'] = described(dataset, [*rest, (first, 'link', link)])
@@ -251,7 +251,7 @@ def craft_folder() -> dict[str, bytes]:
         code = pickles.opcodes([pickles.called('os.system', 'touch ../canary')]).decode('latin1')
         found[f'{dataset}_code'] = described(dataset, [*rest, (first, 'file', '\x80\x02' + code + '.')])
         for i, text in enumerate(('two\nlines', '\x1b[2J', '\udcff', ' ', 'x' * 250, '\\', '-rf', '...',
-            '$(id)')):
+                                  '$(id)')):
             found[f'{dataset}_name_{i}'] = described(dataset, [*sound_folder(dataset), (
                 f'{os.path.dirname(parent)}/{text}/{text[:200]}.jpg', 'file', JPEG)])
     for dataset, tables in LINES.items():
@@ -300,8 +300,8 @@ def draw_folder(rng: Random) -> bytes:
             else:
                 words = lines[i].split(' ')
                 words[rng.randrange(len(words))] = rng.choice(('..', '../..', 'a/..', './x', '1', '0', '-1',
-                    '1e9', '٣', *(
-                    mutate.TEXTS)))
+                                                               '1e9', '٣', *(
+                                                                   mutate.TEXTS)))
                 lines[i] = ' '.join(words)
             content = '\n'.join(lines)
         elif rng.random() < 0.1 and kind == 'file':

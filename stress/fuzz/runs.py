@@ -87,9 +87,9 @@ def zeros(shape: tuple[int, ...]) -> Raw:
 def state() -> dict[str, Any]:
     """A checkpoint after the first epoch."""
     trained = [name for name in shapes() if not layers.is_statistic(name)]
+    buffers = {i: {'momentum_buffer': zeros(shapes()[name])} for i, name in enumerate(trained)}
     return {'params': {name: zeros(shape) for name, shape in shapes().items()}, 'adaptors': {}, 'epoch': 1,
-            'optimizer': {'state': {i: {'momentum_buffer': zeros(shapes()[name])} for i,
-            name in enumerate(trained)},
+            'optimizer': {'state': buffers,
                           'param_groups': [{'lr': 0.1, 'params': list(range(len(trained)))}]},
             'options': vars(options()) | {'num_classes': CLASSES},
             'record': {'epoch': 1, 'test_acc': 50.0, 'at_losses': [[1.0, 0.1]], 'dataset': 'shapes'}}
@@ -110,49 +110,55 @@ def changed(**fields: Any) -> bytes:
 def craft_checkpoint() -> dict[str, bytes]:
     nested = Raw(b']' * 20_000 + b'a' * 19_999)
     within = Raw(b']q\x63h\x63a')  # a list that holds itself
-    odd = {'laughs': pickles.LAUGHS, 'nested': nested, 'within': within, 'tensor': tensor(),
-        'view': tensor((2**20, 2**20), (0, 0)),
-           'type': named('torch.float32'), 'set': called('builtins.set', [1]), 'big': 2**2000,
-           'nan': float('nan'),
-           'keys': {1: 2, None: 3, (1, 2): 4}, 'text': 'x' * 10_000, 'lines': 'a\nb\x1b[2J', 'tuple': (1, 2),
-           'none': None,
-           'list': [1] * 10_000, 'surrogate': '\ud800', 'device': called('torch.device', 'cpu')}
+    odd = {
+        'laughs': pickles.LAUGHS, 'nested': nested, 'within': within, 'tensor': tensor(),
+        'view': tensor((2**20, 2**20), (0, 0)), 'type': named('torch.float32'),
+        'set': called('builtins.set', [1]), 'big': 2**2000, 'nan': float('nan'),
+        'keys': {1: 2, None: 3, (1, 2): 4}, 'text': 'x' * 10_000, 'lines': 'a\nb\x1b[2J', 'tuple': (1, 2),
+        'none': None, 'list': [1] * 10_000, 'surrogate': '\ud800', 'device': called('torch.device', 'cpu')}
     found = {'sound': saved(state())}
     for name, value in odd.items():
-        found |= {f'option_{name}': changed(options={'lr': value}),
+        found |= {
+            f'option_{name}': changed(options={'lr': value}),
             f'record_{name}': changed(record={'x': value}),
-                  f'depth_{name}': changed(options={'depth': value}), f'dataset_{name}': changed(
-                      options={'dataset': value}), f'options_{name}': changed(options={'x': value}),
-                  f'momentum_{name}': momentum(value),
-                  f'adaptor_{name}': changed(adaptors={'adaptor.0': value}),
-                  f'epoch_{name}': changed(epoch=value),
-                  f'record_epoch_{name}': changed(record={'epoch': value}),
-                  f'optimizer_{name}': saved(state() | {'optimizer': {'state': value}}),
-                  f'params_{name}': saved(state() | {'params': value}), f'whole_{name}': pickles.saved(value)}
+            f'depth_{name}': changed(options={'depth': value}),
+            f'dataset_{name}': changed(options={'dataset': value}),
+            f'options_{name}': changed(options={'x': value}),
+            f'momentum_{name}': momentum(value),
+            f'adaptor_{name}': changed(adaptors={'adaptor.0': value}),
+            f'epoch_{name}': changed(epoch=value),
+            f'record_epoch_{name}': changed(record={'epoch': value}),
+            f'optimizer_{name}': saved(state() | {'optimizer': {'state': value}}),
+            f'params_{name}': saved(state() | {'params': value}),
+            f'whole_{name}': pickles.saved(value)}
     for epoch in (0, -1, -5, True, 1.0, 2, 3, 4, 2**31, 2**62, 2**1000, '1'):
         found[f'epoch_{str(epoch)[:20]}'] = changed(epoch=epoch)
         found[f'both_epochs_{str(epoch)[:20]}'] = changed(epoch=epoch, record={'epoch': epoch})
-    kinds = {'complex': tensor((1, 1, 1, 1), (1, 1, 1, 1), 3, kind='ComplexFloatStorage'), 'long': tensor(
-        (1, 1, 1, 1), (1, 1, 1, 1), 3, kind='LongStorage'), 'double': tensor(
-            (1, 1, 1, 1), (1, 1, 1, 1), 3, kind='DoubleStorage'), 'view': tensor((1, 1, 1, 1), (0, 0, 0, 0)),
-        'bool': tensor((1, 1, 1, 1), (1, 1, 1, 1), 24, kind='BoolStorage'), 'fine': zeros((1, 1, 1, 1)),
-        'meta': called('torch._utils._rebuild_meta_tensor_no_storage', named('torch.float32'), (1, 1, 1, 1),
-                       (1, 1, 1, 1), False), 'parameter': called('torch._utils._rebuild_parameter',
-                       zeros((1, 1, 1, 1)),
-                                                                 True, called('collections.OrderedDict'))}
-    shape = next(iter(shapes().values()))
+    ones = (1, 1, 1, 1)
+    meta = '_rebuild_meta_tensor_no_storage'
+    kinds = {
+        'complex': tensor(ones, ones, 3, kind='ComplexFloatStorage'),
+        'long': tensor(ones, ones, 3, kind='LongStorage'),
+        'double': tensor(ones, ones, 3, kind='DoubleStorage'),
+        'bool': tensor(ones, ones, 24, kind='BoolStorage'),
+        'view': tensor(ones, (0, 0, 0, 0)),
+        'fine': zeros(ones),
+        'meta': called(f'torch._utils.{meta}', named('torch.float32'), ones, ones, False),
+        'parameter': called('torch._utils._rebuild_parameter', zeros(ones), True,
+                            called('collections.OrderedDict'))}
     for name, value in kinds.items():
         found[f'adaptor_kind_{name}'] = changed(adaptors={'adaptor.0': value},
-            optimizer=with_momentum(value, last=True))
+                                                optimizer=with_momentum(value, last=True))
+    shape = next(iter(shapes().values()))
     for kind in ('ComplexFloat', 'Long', 'Bool', 'Double'):
         found[f'momentum_kind_{kind}'] = momentum(tensor(shape, (0,) * len(shape), 10, kind=f'{kind}Storage'))
-    found['momentum_meta'] = momentum(called('torch._utils._rebuild_meta_tensor_no_storage',
-        named('torch.float32'),
-                                             shape, (1,) * len(shape), False))
-    found |= {'states_list': saved(state() | {'optimizer': {'state': []}}), 'states_few': saved(
-        state() | {'optimizer': {'state': [{}]}}), 'students': saved(state() | {'params': {
-            f'student.{k}': v for k, v in state()['params'].items()}})}
-    return found
+    found['momentum_meta'] = momentum(
+        called(f'torch._utils.{meta}', named('torch.float32'), shape, (1,) * len(shape), False))
+    students = {f'student.{name}': t for name, t in state()['params'].items()}
+    return found | {
+        'states_list': saved(state() | {'optimizer': {'state': []}}),
+        'states_few': saved(state() | {'optimizer': {'state': [{}]}}),
+        'students': saved(state() | {'params': students})}
 
 
 def with_momentum(value: Any, last: bool = False) -> dict[str, Any]:

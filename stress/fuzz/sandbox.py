@@ -31,7 +31,7 @@ LONGEST = 10_000  # characters of a sentence, those that do not print escaped
 FORBIDDEN = ('os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.startfile', 'pty.spawn',
              'subprocess.Popen', 'socket.', 'ctypes.dlopen', 'webbrowser.')
 CHANGES = ('os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.link', 'os.symlink', 'os.truncate',
-    'os.chmod',
+           'os.chmod',
            'os.chown', 'shutil.')
 
 
@@ -92,7 +92,7 @@ def _child(target: Target, make: Callable[[Any], bytes], cases: Sequence[Any]) -
                 _, status = os.waitpid(pid, 0)
                 yield (f'hangs for {HANGS} s' if not ready else
                        f'ends the process ({status}): ' + Path(folder,
-                       'stderr').read_text(errors='replace')[-300:])
+                                                               'stderr').read_text(errors='replace')[-300:])
                 return
         os.waitpid(pid, 0)
 
@@ -140,7 +140,7 @@ def _one(target: Target, content: bytes, inner: Path, watch: 'Watch') -> str:
     Path('/proc/self/clear_refs').write_text('5')  # VmHWM begins anew
     start, resident = time.process_time(), _memory('VmRSS')
     resource.setrlimit(resource.RLIMIT_AS, (_memory('VmSize') + budget(target, content) + SLACK,
-        resource.RLIM_INFINITY))
+                                            resource.RLIM_INFINITY))
     try:
         with watch:
             target.run(content, inner)
@@ -196,7 +196,7 @@ class Watch:
     def __init__(self, folder: Path):
         self.inner = str(folder / 'outer' / 'inner')
         readable = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), '/proc/', '/dev/null',
-            '/dev/urandom',
+                    '/dev/urandom',
                     '/sys/', '/usr/lib', '/usr/share', '/dev/shm/',
                     str(Path(__file__).resolve().parents[2]))
         self.readable = tuple({*readable, *(os.path.realpath(p) for p in readable)})

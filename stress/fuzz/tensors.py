@@ -46,13 +46,13 @@ def safe(header: Any, n: int = 24, length: int | None = None) -> bytes:
 
 ENTRY = {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 24]}
 DTYPES = ('F32', 'F16', 'BF16', 'F64', 'I64', 'BOOL', 'U8', 'F8_E4M3', 'F8_E5M2', 'U64', 'C64', 'F4', 'F99',
-    '', 'f32')
+          '', 'f32')
 
 
 def craft_safetensors() -> dict[str, bytes]:
     text = json.dumps({'x': ENTRY})
     found = {f'length_{n:x}': safe({'x': ENTRY}, length=n) for n in (0, 1, 7, 2**31, 2**40, 2**60, 2**63,
-        2**64 - 1)}
+                                                                     2**64 - 1)}
     found |= {f'shape_{i}': safe({'x': ENTRY | {'shape': shape}}) for i, shape in enumerate((
         [2**58], [2**60], [2**32, 2**32], [2**64], [2**62, 0, 2**62], [-1, -6], [1.5], 'x', None, [[]], [0],
         [1] * 5000,
@@ -71,8 +71,8 @@ def craft_safetensors() -> dict[str, bytes]:
         'name_long': safe({'x' * 10**6: ENTRY | {'dtype': 'I32'}}), 'nul': safe({'\0': ENTRY}),
         'spaces': safe(
             text.encode() + b' ' * 10**6), 'none': safe({f'x{i}': ENTRY | {'shape': [0],
-            'data_offsets': [0, 0]}
-                                                        for i in range(10**4)}),
+                                                                           'data_offsets': [0, 0]}
+                                                         for i in range(10**4)}),
         'no_elements': safe({'group2.block0.conv0': ENTRY | {'shape': [2**60, 0], 'data_offsets': [0, 0]},
                              'bn.x': ENTRY, 'fc.weight': ENTRY | {'shape': [0], 'data_offsets': [0, 0]}})}
 
@@ -81,7 +81,7 @@ def craft_safetensors() -> dict[str, bytes]:
 def sound_safetensors() -> list[bytes]:
     few = {name: network()[name] for name in ('conv0', 'fc.weight', 'bn.bias')}
     return [safetensors.torch.save(network()), safetensors.torch.save(few),
-        safetensors.torch.save(few, {'a': 'b'})]
+            safetensors.torch.save(few, {'a': 'b'})]
 
 
 def draw_safetensors(rng: Random) -> bytes:
@@ -92,7 +92,7 @@ def draw_safetensors(rng: Random) -> bytes:
         shape = [rng.choice((0, 1, 2, 3, 2, 1, rng.choice(mutate.INTS))) for _ in range(rng.randrange(5))]
         size = 4 * int(np.prod([n for n in shape if -10 < n < 10], dtype=np.int64))
         entry = {'dtype': rng.choice(('F32', 'F32', *DTYPES)), 'shape': shape,
-            'data_offsets': [offset, offset + size]}
+                 'data_offsets': [offset, offset + size]}
         offset += size
         if rng.random() < 0.3:
             entry = mutate.changed(rng, entry)

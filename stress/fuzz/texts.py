@@ -17,7 +17,7 @@ SCRIPTS = {'cifar': cifar, 'imagenet': imagenet}
 OPTIONS = [name for name in vars(cifar.parse(['--save', 'x'])) | vars(imagenet.parse(['--dataroot', 'x']))
            if name != 'help']
 WORDS = ('wrn', 'nin', 'CIFAR10', 'shapes', 'imagenet', 'cub', 'folder', 'none', 'linear', 'step', 'max',
-    'cpu',
+         'cpu',
          'half', 'auto', '[0,1]', '0,1', '[60,120]', '1e3', '0.9', '16', '10', '1', '2', 'logs/x', '--',
          '-h', '--help')
 
@@ -68,7 +68,7 @@ def craft_options() -> dict[str, bytes]:
         'nested': ['cifar', '--save', 'x', '--epoch_step', '[' * 100_000],
         'digits': ['cifar', '--save', 'x', '--seed', '1' * 100_000],
         'huge_group': ['cifar', '--save', 'x', '--teacher_id', 't', '--beta', '1', '--at_groups',
-        '1' + '0' * 4000],
+                       '1' + '0' * 4000],
         'surrogate': ['cifar', '--save', 'x', '--model', '\udcff'],
         'percent': ['cifar', '--save', 'x', '--dataset', '%(prog)s %d'],
         'width': ['cifar', '--save', 'x', '--width', '1e308'],
@@ -88,10 +88,10 @@ RECORD = {
     'teacher': '',
     'lr': 0.1, 'grad_losses': [[1.0, 0.1], [1.0, 0.1]], 'map': 'sum', 'temperature': 4}
 OLD = {key: RECORD[key] for key in ('dataset', 'depth', 'width', 'epochs', 'n_parameters', 'test_acc',
-    'train_time',
+                                    'train_time',
                                     'epoch', 'at_losses')} | {'teacher_id': 'resnet_16_2_teacher',
-                                                             'epoch_step': '[60,120,160]',
-                                                             'train_loss': float('nan')}
+                                                              'epoch_step': '[60,120,160]',
+                                                              'train_loss': float('nan')}
 
 
 def line_of(record: dict, old: bool = False) -> str:
@@ -134,11 +134,11 @@ def craft_logs() -> dict[str, bytes]:
         'deep': text.replace('"wrn"', '[' * 90_000 + ']' * 90_000).encode(),
         'many_brackets': text.replace('"wrn"', '[' + ','.join(['[' * 900 + ']' * 900] * 500) + ']').encode(),
         'digits': text.replace('1.5', '1' * 100_000).encode(), 'infinite': text.replace('90.5',
-        '1e999').encode(),
+                                                                                        '1e999').encode(),
         'big5': log({'train_time': 10**400}), 'twice': text.replace('{', '{"epoch": 7, ', 1).encode(),
         'lines': b'\n' * 1_000_000, 'wide': log() + '😀'.encode() * 500_000,
         'far': log({'epoch': 2**62, 'epochs': 2**63}), 'name': log({'save': 'a' * 100,
-        'teacher_id': 'b' * 5000}),
+                                                                    'teacher_id': 'b' * 5000}),
         'parents': log({'save': 'x', 'teacher_id': '../../../etc/passwd'}),
         'null': log({'teacher_id': 'a\0b'}),
         'groups': log({'at_groups': 5}), 'text_losses': log({'at_losses': 7}),
@@ -146,7 +146,7 @@ def craft_logs() -> dict[str, bytes]:
         'line': log({'dataset': 'two\nlines', 'beta': 1.0}, {'dataset': 'three\n\x1blines'})}
     for key in ('n_parameters', 'depth', 'width', 'epochs', 'test_acc', 'max_images', 'seed', 'lr'):
         found |= {f'big_{key}': log({key: 10**400}), f'true_{key}': log({key: True}),
-            f'list_{key}': log({key: [1]})}
+                  f'list_{key}': log({key: [1]})}
     return found
 
 
