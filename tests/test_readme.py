@@ -50,7 +50,8 @@ def slugs(path: Path) -> set[str]:
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path):
-    links = [target for target in re.findall(r'\]\(([^)]+)\)', path.read_text()) if '://' not in target]
+    targets = re.findall(r'(?:\]\(|src=")([^)"]+)', path.read_text())
+    links = [target for target in targets if '://' not in target]
     if path.name == 'CONTRIBUTING.md':  # its table of files
         links += re.findall(r'^\| `([^`]+)`', path.read_text(), re.MULTILINE)
     broken = []
