@@ -1,5 +1,4 @@
 """Odd values and broken bytes, drawn from a seeded random.Random."""
-import os
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -81,9 +80,3 @@ def drawn_from(bases: Sequence[bytes], rng: Random) -> bytes:
 def encoded(text: str) -> bytes:
     """Text of any characters, lone surrogates too, as bytes."""
     return text.encode('utf-8', 'surrogatepass')
-
-
-def name_of(text: str) -> str:
-    """Text as a name that a file system takes, or ''."""
-    text = text.replace('\0', '').replace('/', '_')[:200].encode('utf-8', 'replace').decode()
-    return '' if text in ('', os.curdir, os.pardir) else text
