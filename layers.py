@@ -56,6 +56,12 @@ def is_statistic(name: str) -> bool:
     return name.endswith(('running_mean', 'running_var'))
 
 
+def converted(params: Params, dtype: torch.dtype) -> Params:
+    """In another dtype. Where there is BN, vectors stay as they are: it needs all of them in float32."""
+    bn = any(map(is_statistic, params))
+    return {name: t if bn and t.dim() < 2 else t.to(dtype) for name, t in params.items()}
+
+
 def flatten(tree: Mapping, prefix: str = '') -> Params:
     """Nested dictionaries -> {'group0.block0.conv0': tensor, ...}, in order of definition."""
     flat: Params = {}

@@ -9,6 +9,7 @@ the module's own state dictionary.
 import copy
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -95,11 +96,15 @@ class Functional:
             hooks = module.get_submodule(name)._forward_hooks
             for number in [i for i, hook in hooks.items() if getattr(hook, 'func', None) is _keep]:
                 del hooks[number]
-        with torch.no_grad():
-            for name, key in self.names.items():
-                parent, _, leaf = name.rpartition('.')
-                t = params[key].detach()
-                setattr(module.get_submodule(parent), leaf, t if key in self.buffers else nn.Parameter(t))
+        own = {key: params[key].detach() if key in self.buffers else nn.Parameter(params[key].detach())
+               for key in self.names.values()}
+        for name, key in self.names.items():
+            parent, _, leaf = name.rpartition('.')
+            setattr(module.get_submodule(parent), leaf, own[key])
+        for part in module.modules():
+            if (isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
+                    and part.num_batches_tracked is None):
+                part.num_batches_tracked = torch.tensor(0)
         return module
 
 
@@ -183,7 +188,8 @@ def default_groups(module: nn.Module, shapes: dict[str, tuple[int, int, int]]) -
     trunks += [f'{name}.' for name in TRUNKS if name in parts]
     if not trunks:
         return []
-    stages = [name for name in shapes if name.startswith(trunks[0]) and '.' not in name[len(trunks[0]):]
+    number = r'\d+' if trunks[0] in NUMBERED else r'[^.]+'
+    stages = [name for name in shapes if re.fullmatch(re.escape(trunks[0]) + number, name)
               and 'Pool' not in type(parts[name]).__name__]
     sizes = {shapes[name][1:]: name for name in stages}
     if len(sizes) > 1:

@@ -323,22 +323,3 @@ def _batches(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError('a loss that compares the images of a batch needs two or more, the same for both '
                          f'networks, not {len(x)} and {len(y)}: give another --batch_size')
     return full(x).flatten(1), full(y).flatten(1)
-
-
-def decay(kind: str, epoch: int, epochs: int, drops: Iterable[int] = (), ratio: float = 1.0) -> float:
-    """Factor on a loss weight in `epoch` (from 1) of `epochs`; it begins at 1.
-
-    The paper decays beta in AT+KD and does not say how (Section 4.1.2). 'none': constant; 'linear' and
-    'cosine': towards 0, which the epoch after the last one would reach; 'step': times `ratio` at each of
-    `drops`, as the learning rate.
-    """
-    done = (epoch - 1) / epochs
-    if kind == 'none':
-        return 1.0
-    if kind == 'linear':
-        return 1 - done
-    if kind == 'cosine':
-        return (1 + math.cos(math.pi * done)) / 2
-    if kind == 'step':
-        return ratio ** sum(drop <= epoch for drop in drops)
-    raise InputError(f"a loss weight decays by 'none', 'linear', 'cosine' or 'step', not by {kind!r}")

@@ -130,14 +130,15 @@ def parts(n: int, batch_size: int, rank: int, ranks: int) -> list[tuple[slice, f
     """The part of a rank in each batch of n images, and its share in the gradient.
 
     With the share, n_part * ranks / n_batch, the mean of the ranks' gradients is that of the whole batch. A
-    last batch with fewer images than ranks joins the one before it.
+    last batch of one image, or of fewer images than ranks, joins the one before it, since losses that compare
+    images, and BN, need more.
     """
     if n < ranks:
         raise InputError(f'{n} images are too few for {ranks} ranks: give a smaller --ngpu')
     if batch_size < ranks:
         raise InputError(f'--batch_size {batch_size} is for all ranks together: give at least {ranks}')
     starts = list(range(0, n, batch_size))
-    if len(starts) > 1 and n - starts[-1] < ranks:
+    if len(starts) > 1 and n - starts[-1] < min(batch_size, max(ranks, 2)):
         starts.pop()
     found = []
     for start, stop in zip(starts, [*starts[1:], n], strict=True):

@@ -180,7 +180,7 @@ def test_adaptors_stay_with_their_run(home, tmp_path):
     assert call_cifar(*hint, '--save', 'run', '--epochs', 2, '--resume', 'auto', cwd=tmp_path).status == 0
     whole, run = (checkpoint.read(tmp_path / name / 'model.pt7') for name in ('whole', 'run'))
     assert {name: tuple(t.shape) for name, t in run['adaptors'].items()} == {
-        'adaptor0': (8, 4, 1, 1), 'adaptor1': (16, 8, 1, 1), 'adaptor2': (32, 16, 1, 1)}
+        'adaptor:0': (8, 4, 1, 1), 'adaptor:1': (16, 8, 1, 1), 'adaptor:2': (32, 16, 1, 1)}
     for part in ('params', 'adaptors'):
         for name, t in run[part].items():
             assert torch.equal(t, whole[part][name]) and not torch.equal(t, first[part][name])
@@ -189,7 +189,7 @@ def test_adaptors_stay_with_their_run(home, tmp_path):
     assert len(record['hint_losses']) == 3
     assert record['n_parameters'] == sum(t.numel() for t in run['params'].values())
 
-    for wrong in (None, {}, {'adaptor0': 3}, run['adaptors'] | {'adaptor0': torch.ones(9, 4, 1, 1)}):
+    for wrong in (None, {}, {'adaptor:0': 3}, run['adaptors'] | {'adaptor:0': torch.ones(9, 4, 1, 1)}):
         checkpoint.write(tmp_path / 'run' / 'model.pt7', run | {'adaptors': wrong})
         done = call_cifar(*hint, '--save', 'run', '--epochs', 3, '--resume', 'auto', cwd=tmp_path)
         assert done.status == 2 and len(done.errors) == 1 and 'lacks the adaptors' in done.errors[0]

@@ -133,7 +133,7 @@ def test_ranks_learn_activations_and_gradients_as_one_process(tmp_path):
                   '--save', n, folder=tmp_path, fixed_bn=True)
         states.append(checkpoint.read(tmp_path / str(n) / 'model.pt7'))
     one, two = states
-    assert list(one['adaptors']) == ['adaptor0', 'adaptor1', 'adaptor2']
+    assert list(one['adaptors']) == ['adaptor:0', 'adaptor:1', 'adaptor:2']
     for part in ('params', 'adaptors'):
         for name, t in one[part].items():
             torch.testing.assert_close(two[part][name], t, rtol=1e-5, atol=1e-5)
@@ -402,6 +402,13 @@ def test_parts_of_all_ranks_are_the_whole(n, batch_size, ranks):
 
 def test_one_rank_gets_whole_batches():
     assert data.parts(10, 4, 0, 1) == [(slice(0, 4), 1), (slice(4, 8), 1), (slice(8, 10), 1)]
+
+
+def test_no_last_batch_of_one_image():
+    """BN and losses that compare images need two; batches of one are left if they are asked for."""
+    assert data.parts(9, 4, 0, 1) == [(slice(0, 4), 1), (slice(4, 9), 1)]
+    assert data.parts(1, 4, 0, 1) == [(slice(0, 1), 1)]
+    assert len(data.parts(3, 1, 0, 1)) == 3
 
 
 def test_without_ranks():

@@ -81,9 +81,9 @@ def test_adaptors_stand_where_channels_differ():
     f_t, teacher = nin.nin(16, 10)
     hint = ['--hint_beta', 1]
     found = adaptors(parse(*hint), f_s, student, f_t, teacher)
-    assert {name: tuple(t.shape) for name, t in found.items()} == {'adaptor0': (16, 8, 1, 1),
-                                                                   'adaptor2': (16, 32, 1, 1)}
-    assert list(adaptors(parse(*hint, '--at_groups', '[1,2]'), f_s, student, f_t, teacher)) == ['adaptor2']
+    assert {name: tuple(t.shape) for name, t in found.items()} == {'adaptor:0': (16, 8, 1, 1),
+                                                                   'adaptor:2': (16, 32, 1, 1)}
+    assert list(adaptors(parse(*hint, '--at_groups', '[1,2]'), f_s, student, f_t, teacher)) == ['adaptor:2']
     assert adaptors(parse(*hint), f_s, student, f_s, student) == {}
     assert adaptors(parse('--beta', 1), f_s, student, f_t, teacher) == {}
 
@@ -298,7 +298,7 @@ def test_an_adaptor_is_learned():
     loss, _ = h(Sample(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)), 1))
     loss.backward()
     found = {name: t.grad.abs().sum() for name, t in params.items() if name.startswith(ADAPTOR)}
-    assert list(found) == ['adaptor0', 'adaptor1', 'adaptor2'] and all(found.values())
+    assert list(found) == ['adaptor:0', 'adaptor:1', 'adaptor:2'] and all(found.values())
 
 
 def test_groups_that_full_activation_transfer_compares():
@@ -509,6 +509,25 @@ def test_beta(kind, expected):
                 '--lr_decay_ratio', '0.5', '--beta_decay', kind)
     assert [method.beta(opt, e) for e in (1, 2, 3, 4)] == pytest.approx(expected)
     assert method.beta(parse(teacher=False), 1) == 0
+
+
+def test_a_new_row_gets_the_gradients_that_it_asks_for(monkeypatch):
+    """Of student, teacher and mirrored images: what a step has depends on rows, not on names of options."""
+    rows = {row.name: row for row in method.LOSSES}
+    values = {}
+    for name, new in (('grad', 'new_beta'), ('sym', 'other_beta')):
+        row = rows[name]._replace(name='new', option=new)
+        monkeypatch.setattr(method, 'LOSSES', (*rows.values(), row))
+        for option in (row.option, rows[name].option):
+            opt = parse(f'--{option}', 1, teacher=row.teacher)
+            torch.manual_seed(0)
+            networks = [resnet.wide_resnet(10, 0.25, 5) for _ in range(2)]
+            (f_s, student), (f_t, teacher) = networks
+            layers.trainable(student)
+            h = training_step(opt, f_s, student, f_t, teacher)
+            torch.manual_seed(1)
+            values[option] = h(Sample(torch.randn(4, 3, 32, 32), torch.arange(4), 1, 0, 1.0))[0].item()
+    assert values['new_beta'] == values['grad_beta'] and values['other_beta'] == values['sym_beta']
 
 
 def rates(schedule, warmup):

@@ -178,7 +178,21 @@ def test_the_module_and_deep_copies_stay_as_they_are():
     copied = f.module(params)
     torch.testing.assert_close(copied(x), f(x, params, False)[0])
     assert type(copied) is Handmade and not any(part._forward_hooks for part in copied.modules())
-    assert copied.state_dict().keys() == state.keys() - {'norm.num_batches_tracked'}
+    type(module)().load_state_dict(copied.state_dict())
+
+
+def test_a_module_keeps_its_tied_weights():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x)).mean((2, 3))
+
+    copied = modules.functional(Tied(), ['a'])[0].module(modules.functional(Tied(), ['a'])[1])
+    assert copied.a.weight is copied.b.weight and len(list(copied.parameters())) == 3
 
 
 # --- groups ------------------------------------------------------------------------------------------------
@@ -355,6 +369,12 @@ def test_default_groups_of_the_table(name, groups, shapes):
     found = modules.candidates(module, 224)
     assert modules.default_groups(module, found) == groups.split(', ')
     assert ['x'.join(map(str, found[group])) for group in groups.split(', ')] == shapes.split(', ')
+
+
+def test_a_stem_is_no_stage():
+    """RegNet's s4 is 1 x 1 for small images; its stem begins with s too."""
+    module = pytest.importorskip('timm').create_model('regnetx_002')
+    assert modules.default_groups(module, modules.candidates(module, 32)) == ['s1', 's2', 's3']
 
 
 def test_candidates_in_the_order_of_the_forward_pass():

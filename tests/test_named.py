@@ -1,6 +1,7 @@
 """Networks by name in the scripts: of torchvision, of timm, and of a file of the user."""
 import re
 import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -93,6 +94,32 @@ def test_training_is_that_of_the_module(folder):
         else:
             one, two = (params[name] - fresh[name] for params in (a, b))
             torch.testing.assert_close(two, 2 * one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_module_of_the_user_may_be_named_adaptor(folder):
+    """Its tensors are those of the network, not of a loss."""
+    (folder / 'own.py').write_text(textwrap.dedent('''
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.adaptor = nn.Conv2d(3, n, 3)
+
+            def forward(self, x):
+                return self.adaptor(x).mean((2, 3))
+        '''))
+    own = ['--model', 'own.py:Net', '--groups', 'adaptor']
+    run(folder, '--save', 'logs/own', '--epochs', 1, *own)
+    saved = torch.load(folder / 'logs/own/model.pt7')
+    assert saved['params'].keys() == {'adaptor.weight', 'adaptor.bias'} and not saved['adaptors']
+    run(folder, '--evaluate', '--student_params', 'logs/own', *own)
+
+
+@pytest.mark.parametrize('option', ['--groups', '--teacher_groups'])
+def test_no_group_twice(option, tmp_path):
+    done = call_cifar('--save', 'x', '--model', SHUFFLE, option, 'stage2,stage2', cwd=tmp_path)
+    assert done.status == 2 and 'twice' in done.err
 
 
 def test_a_changed_file_is_noted(folder):

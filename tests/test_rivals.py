@@ -73,8 +73,8 @@ def test_what_a_row_compares(name):
     (y_s, g_s), (y_t, g_t) = f(x, student, True), f_t(x, teacher, False)
 
     def trained(i):
-        found = {key: t for key, t in student.items() if key.startswith(f'adaptor_{name}{i}')}
-        alpha = found.pop(f'adaptor_vid{i}.alpha', None)
+        found = {key: t for key, t in student.items() if key.startswith(f'adaptor:{name}{i}')}
+        alpha = found.pop(f'adaptor:vid{i}.alpha', None)
         return () if not found else found.values() if alpha is None else (list(found.values()), alpha)
 
     function = getattr(utils, f'{name}_loss')
@@ -96,11 +96,11 @@ def test_adaptors_of_all_losses():
     opt = parse('--hint_beta', 1, '--fitnet_weight', 1, '--vid_weight', 1, '--at_groups', '[1]')
     f, student, f_t, teacher = networks(opt)
     shapes = {name: tuple(t.shape) for name, t in student.items() if name.startswith('adaptor')}
-    vid = {'adaptor_vid1.conv0': (16, 8, 1, 1), 'adaptor_vid1.conv1': (16, 16, 1, 1),
-           'adaptor_vid1.conv2': (16, 16, 1, 1), 'adaptor_vid1.alpha': (16,)}
-    assert shapes == {'adaptor1': (16, 8, 1, 1), 'adaptor_fitnet1': (16, 8, 1, 1), **vid}
-    torch.testing.assert_close(F.softplus(student['adaptor_vid1.alpha']), torch.full((16,), 5.0))
-    assert adaptors(opt, f_t, teacher, f_t, teacher).keys() == {'adaptor_fitnet1', *vid}
+    vid = {'adaptor:vid1.conv0': (16, 8, 1, 1), 'adaptor:vid1.conv1': (16, 16, 1, 1),
+           'adaptor:vid1.conv2': (16, 16, 1, 1), 'adaptor:vid1.alpha': (16,)}
+    assert shapes == {'adaptor:1': (16, 8, 1, 1), 'adaptor:fitnet1': (16, 8, 1, 1), **vid}
+    torch.testing.assert_close(F.softplus(student['adaptor:vid1.alpha']), torch.full((16,), 5.0))
+    assert adaptors(opt, f_t, teacher, f_t, teacher).keys() == {'adaptor:fitnet1', *vid}
 
 
 def test_together_they_are_the_sum_of_them():
@@ -229,7 +229,10 @@ def test_adaptors_that_are_missing_on_resume(wide):
 
 
 def test_a_last_batch_of_one_image(wide):
-    done = call('--pkt_weight', 1, '--save', 'run', '--epochs', 1, '--max_images', 33, cwd=wide)
+    """It joins the batch before it. Where there is none, one sentence."""
+    pkt = ['--pkt_weight', 1, '--epochs', 1, '--max_images']
+    assert call(*pkt, 33, '--save', 'a', cwd=wide).status == 0
+    done = call(*pkt, 1, '--save', 'b', cwd=wide)
     assert done.status == 2 and len(done.errors) == 1 and 'two or more' in done.errors[0]
 
 

@@ -440,6 +440,19 @@ def test_memory_that_torch_cannot_have(monkeypatch):
         exits.script(lambda: torch.empty(2**56))
 
 
+def test_every_rank_knows_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+    """The sentence of a rank that fails says what is saved, and how to resume."""
+    one = Regression(tmp_path / 'run', '--epochs', '2')
+    layers.trainable(one.params)
+    run = training.Run(one.opt, Folder(one.opt), one.params, one.h, one.loader(), one.loader(),
+                       {'num_classes': 3})
+    monkeypatch.setattr(devices, 'rank', lambda: 1)
+    monkeypatch.setattr(run, 'results', lambda epoch: dict.fromkeys(
+        ('train_loss', 'train_acc', 'test_loss', 'test_acc', 'train_time', 'images_per_second'), 1.0))
+    run.end_epoch({'epoch': 1})
+    assert run.folder.last().endswith('holds epoch 1')
+
+
 @pytest.mark.parametrize('in_test', [False, True])
 def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path, in_test):
     run = Regression(tmp_path / 'run', *ARGUMENTS)

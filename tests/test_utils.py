@@ -271,25 +271,3 @@ def test_distillation_of_large_logits(dtype, T):
     assert loss.item() == pytest.approx(expected, rel=1e-3)
     loss.backward()
     assert y.grad.isfinite().all() and y.grad.any()
-
-
-# --- decay -----------------------------------------------------------------------------------------------
-
-HALF_ROOT = math.sqrt(0.5)
-
-
-@pytest.mark.parametrize(('kind', 'expected'), {
-    'none': [1, 1, 1, 1], 'linear': [1, 0.75, 0.5, 0.25],
-    'cosine': [1, (1 + HALF_ROOT) / 2, 0.5, (1 - HALF_ROOT) / 2], 'step': [1, 0.2, 0.2, 0.04]}.items())
-def test_decay(kind, expected):
-    values = [utils.decay(kind, epoch, 4, (2, 4), 0.2) for epoch in (1, 2, 3, 4)]
-    assert values == pytest.approx(expected)
-    assert utils.decay(kind, 1, 1) == 1
-    long = [utils.decay(kind, epoch, 200, (60, 120, 160), 0.2) for epoch in range(1, 201)]
-    assert long[0] == 1
-    assert all(a >= b > 0 for a, b in itertools.pairwise(long))
-
-
-def test_unknown_decay():
-    with pytest.raises(InputError, match="'quadratic'"):
-        utils.decay('quadratic', 1, 10)

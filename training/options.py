@@ -75,7 +75,11 @@ def file(text: str) -> Path:
 
 
 def name_list(text: str) -> list[str]:
-    return [name.strip() for name in text.split(',')]
+    """'layer2,layer3' -> ['layer2', 'layer3'], no name twice."""
+    names = [name.strip() for name in text.split(',')]
+    if len(names) != len(set(names)):
+        raise argparse.ArgumentTypeError(f'{text!r} has a name twice')
+    return names
 
 
 def int_list(text: str) -> list[int]:

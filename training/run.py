@@ -87,6 +87,7 @@ class Run:
             self.folder.save(self.facts | result, self.checkpoint(epoch))
             if self.board:
                 self.board.add(result)
+        self.folder.saved = epoch  # on all ranks
         self.pace.add()
         left = self.opt.epochs - epoch
         exits.print_first(
@@ -199,7 +200,7 @@ class Run:
 
 
 def sgd(opt: argparse.Namespace, params: Params, scaler: torch.amp.GradScaler | None = None) -> ScaledSGD:
-    """SGD on every trainable tensor, BN and biases included, with a momentum of zero."""
+    """SGD on every trainable tensor, BN and biases included, with momentum 0.9 and buffers of zeros."""
     trained = [t for t in params.values() if t.requires_grad]
     optimizer = ScaledSGD(trained, scaler or torch.amp.GradScaler(enabled=False), lr=opt.lr, momentum=0.9,
                           weight_decay=opt.weight_decay, fused=True)

@@ -22,7 +22,7 @@ from utils import InputError
 
 CPU = torch.device('cpu')
 CLASSES = data.CLASSES['shapes']
-ADAPTOR = {'adaptor.0': (1, 1, 1, 1)}
+ADAPTOR = {'adaptor:0': (1, 1, 1, 1)}
 LARGEST = 432  # elements of a tensor
 
 
@@ -125,7 +125,7 @@ def craft_checkpoint() -> dict[str, bytes]:
             f'dataset_{name}': changed(options={'dataset': value}),
             f'options_{name}': changed(options={'x': value}),
             f'momentum_{name}': momentum(value),
-            f'adaptor_{name}': changed(adaptors={'adaptor.0': value}),
+            f'adaptor_{name}': changed(adaptors={'adaptor:0': value}),
             f'epoch_{name}': changed(epoch=value),
             f'record_epoch_{name}': changed(record={'epoch': value}),
             f'optimizer_{name}': saved(state() | {'optimizer': {'state': value}}),
@@ -147,7 +147,7 @@ def craft_checkpoint() -> dict[str, bytes]:
         'parameter': called('torch._utils._rebuild_parameter', zeros(ones), True,
                             called('collections.OrderedDict'))}
     for name, value in kinds.items():
-        found[f'adaptor_kind_{name}'] = changed(adaptors={'adaptor.0': value},
+        found[f'adaptor_kind_{name}'] = changed(adaptors={'adaptor:0': value},
                                                 optimizer=with_momentum(value, last=True))
     shape = next(iter(shapes().values()))
     for kind in ('ComplexFloat', 'Long', 'Bool', 'Double'):
