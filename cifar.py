@@ -111,7 +111,7 @@ def main() -> None:
         test_loader = loader(opt, test_set, data.TEST_BATCH[device.type])
         opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
 
-        # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
+        # Networks: functions, and flat dictionaries of tensors. Teachers are folded, those by name are not.
         torch.manual_seed(opt.seed)
         f_s, student = network(opt, num_classes)
         f_t: Network | None = None

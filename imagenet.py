@@ -110,7 +110,7 @@ def main() -> None:
         exits.print_first(f'{opt.save}: {len(train_set.labels)} images of {num_classes} classes to train '
                             f'with, {len(test_set.labels)} to test')
 
-        # Networks: functions, and flat dictionaries of tensors. The teacher is folded: it has no BN any more.
+        # Networks: functions, and flat dictionaries of tensors. Teachers are folded, those by name are not.
         torch.manual_seed(opt.seed)
         f_s, student = network(opt, num_classes)
         if opt.finetune and not folder.state:
