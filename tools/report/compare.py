@@ -30,9 +30,9 @@ class Comparison(NamedTuple):
     entries: list[Entry]  # the student alone first, then by error; losses without runs last
 
     def differences(self, entry: Entry, reference: str) -> list[float]:
-        """Error minus that of 'alone' or 'KD', for each seed that both have."""
+        """Error minus that of 'alone' or 'KD', for each seed that both have; each pair counts once."""
         other = next((other.runs for other in self.entries if other.name == reference), [])
-        return [] if entry.name == reference else tables.paired(entry.runs, other)
+        return [] if entry.name in (reference, 'alone') else tables.paired(entry.runs, other)
 
     @property
     def n_differences(self) -> int:

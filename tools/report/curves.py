@@ -119,7 +119,7 @@ def comparison(found: Comparison, title: str = '') -> Figure:
     axes.errorbar([mean(values) for values in differences.values()], list(differences),
                   xerr=[found.margin(values) or 0 for values in differences.values()], fmt='o', capsize=3)
     axes.axvline(0, color='0.5', linewidth=1)
-    axes.invert_yaxis()
+    axes.set_ylim(len(differences) - 0.5, -0.5)
     _dress(axes, whole=False)
     return figure
 
