@@ -69,12 +69,7 @@ def steps(opt: argparse.Namespace, epoch: int) -> float:
 
 
 def beta_decay(opt: argparse.Namespace, epoch: int) -> float:
-    """Factor on beta and hint_beta in an epoch, from 1.
-
-    The paper decays beta in AT+KD and does not say how (Section 4.1.2). 'none' keeps it. 'linear' and
-    'cosine' let it fall to 0, which it would reach in the epoch after the last one. 'step' is that of the
-    learning rate.
-    """
+    """Factor on beta and hint_beta in an epoch, from 1. 'linear' and 'cosine' end at 0, after the last one."""
     done = (epoch - 1) / opt.epochs
     if opt.beta_decay == 'linear':
         return 1 - done
@@ -96,11 +91,6 @@ def beta(opt: argparse.Namespace, epoch: int) -> float:
 def dkd_rise(opt: argparse.Namespace, epoch: int) -> float:
     """Factor on the weight of DKD in an epoch, from 1: it rises linearly to 1 in epoch --dkd_warmup."""
     return min(epoch / opt.dkd_warmup, 1.0) if opt.dkd_warmup else 1.0
-
-
-def constant(opt: argparse.Namespace, epoch: int) -> float:
-    """Factor on the weights that do not change."""
-    return 1.0
 
 
 # --- the table of losses -----------------------------------------------------------------------------------
@@ -135,14 +125,6 @@ def softened(s: Step, opt: argparse.Namespace) -> list[Tensor]:
     return [utils.softened_divergence(change(s.y_s), change(s.y_t), opt.temperature)]
 
 
-def hint_adaptor(c_s: int, c_t: int) -> Params:
-    return {ADAPTOR + '{}': layers.conv_params(c_s, c_t, 1)} if c_s != c_t else {}
-
-
-def fitnet_adaptor(c_s: int, c_t: int) -> Params:
-    return {ADAPTOR + 'fitnet{}': layers.conv_params(c_s, c_t, 1)}
-
-
 def vid_adaptor(c_s: int, c_t: int) -> Params:
     """Three convolutions, as in the authors' code, and a variance that begins at 5."""
     convs = {f'conv{k}': layers.conv_params(n, c_t, 1) for k, n in enumerate((c_s, c_t, c_t))}
@@ -169,7 +151,7 @@ class Loss(NamedTuple):
     # Fresh tensors that are trained with the student, for the channels of a group of student and teacher; the
     # number of the group replaces {} in their names.
     adaptor: Callable[[int, int], Params] | None = None
-    factor: Callable[[argparse.Namespace, int], float] = constant
+    factor: Callable[[argparse.Namespace, int], float] = lambda opt, epoch: 1.0
     most: float = math.inf  # largest weight
 
 
@@ -184,7 +166,8 @@ LOSSES = (
          lambda s, opt: [utils.full_activation_loss(x, y, s.student.get(f'{ADAPTOR}{i}'))
                          for i, x, y in compared(s, opt)],
          'weight of full-activation transfer (F-ActT)', ('beta_decay', 'at_groups'),
-         teacher=True, groups=True, adaptor=hint_adaptor, factor=beta_decay),
+         teacher=True, groups=True, factor=beta_decay,
+         adaptor=lambda c_s, c_t: {ADAPTOR + '{}': layers.conv_params(c_s, c_t, 1)} if c_s != c_t else {}),
     Loss('grad', 'grad_beta', 'gradient AT', lambda s, opt: [utils.gradient_loss(s.j_s, s.j_t)],
          'weight of gradient-based attention transfer (Eq. 4)', teacher=True, gradients=True),
     Loss('sym', 'sym_beta', 'symmetry',
@@ -199,7 +182,8 @@ LOSSES = (
          lambda s, opt: [utils.fitnet_loss(x, y, s.student[f'{ADAPTOR}fitnet{i}'])
                          for i, x, y in compared(s, opt)],
          'weight of the hints of FitNets (usual: 100)', ('at_groups',),
-         teacher=True, groups=True, adaptor=fitnet_adaptor),
+         teacher=True, groups=True,
+         adaptor=lambda c_s, c_t: {ADAPTOR + 'fitnet{}': layers.conv_params(c_s, c_t, 1)}),
     Loss('vid', 'vid_weight', 'VID', vid, 'weight of variational information distillation (usual: 1)',
          ('at_groups',), teacher=True, groups=True, adaptor=vid_adaptor),
     Loss('nst', 'nst_weight', 'NST', of_groups(utils.nst_loss),
@@ -259,9 +243,8 @@ def training_step(opt: argparse.Namespace, f_s: Network, student: Params, f_t: N
                   teacher: Params | None = None, fixed_bn: bool = False) -> layers.Function:
     """h(sample) -> loss to minimise, Output. Which losses are on is decided here, once.
 
-    `student` holds the adaptors too. The teacher runs only in epochs in which
-    something is learned from it. fixed_bn: BN of the student keeps its running statistics, for fine-tuning.
-    The loss to minimise has the rank's share of the batch as a factor.
+    `student` holds the adaptors too. The teacher runs only in epochs in which something is learned from it.
+    fixed_bn: BN of the student keeps its running statistics. The loss has the rank's share as a factor.
     """
     rows = active(opt)
     teacher = teacher or {}

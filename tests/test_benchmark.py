@@ -92,7 +92,7 @@ def test_only_our_batch_has_channels_last():
 
 
 def test_our_batches_have_one_size_and_go_through_all_epochs():
-    split = data.Images(torch.zeros(7, 32, 32, 3, dtype=torch.uint8), torch.arange(7))
+    split = data.Images(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), torch.arange(8))
     samples = list(itertools.islice(cifar.epochs(data.Loader(split, 3, seed=1, pad=4), 3), 5))
     assert [sample.epoch for sample in samples] == [1, 1, 2, 2, 3]
     assert {len(sample.labels) for sample in samples} == {3}

@@ -64,7 +64,7 @@ class Cifar(Script):
 
 
 def epochs(loader: data.Loader, batch_size: int) -> Iterator[Sample]:
-    """Batches of one epoch after the other, without smaller ones, which would be compiled again."""
+    """Batches of one epoch after the other, all of one size, since another one would be compiled again."""
     for loader.epoch in itertools.count(1):
         yield from (sample for sample in loader if len(sample.labels) == batch_size)
 
