@@ -69,7 +69,7 @@ def steps(opt: argparse.Namespace, epoch: int) -> float:
 
 
 def beta_decay(opt: argparse.Namespace, epoch: int) -> float:
-    """Factor on beta and hint_beta in an epoch, from 1. 'linear' and 'cosine' end at 0, after the last one."""
+    """Factor on beta and hint_beta in an epoch, from 1; linear and cosine end at 0, after the last one."""
     done = (epoch - 1) / opt.epochs
     if opt.beta_decay == 'linear':
         return 1 - done
