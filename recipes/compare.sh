@@ -12,6 +12,7 @@ SCHEDULE=${SCHEDULE:-linear}
 PAIR=${PAIR:-wrn_16_1:wrn_16_2}
 . "$(dirname "$0")/common.sh"
 student=${PAIR%%:*} teacher=${PAIR#*:}
+[ "$student" != "$teacher" ] || refuse "PAIR=$PAIR: give student:teacher, two different networks"
 for network in "$student" "$teacher"; do
     case $network in
         wrn_* | resnet_* | nin_*) [ -n "${!network:-}" ] && continue ;;

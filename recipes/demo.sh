@@ -40,15 +40,13 @@ runs=$LOGS/${SEEDS%% *}
 # The result in one line.
 "$PYTHON" - "$LOGS" <<'END'
 import sys
+from pathlib import Path
 from statistics import median
 
 from tools.report import logs
 
-errors = {}
-for run in logs.read(sys.argv[1:]):
-    errors.setdefault((run.student, run.method), []).append(list(run.errors.values())[-1])
-with_at, alone, teacher = (errors[key] for key in (
-    ('WRN-10-1', 'AT+KD'), ('WRN-10-1', 'alone'), ('WRN-16-1', 'alone')))
+with_at, alone, teacher = ([run.error for run in logs.read(sorted(Path(sys.argv[1]).glob(f'*/{name}')))]
+                           for name in ('at_kd', 'alone', 'teacher'))
 print(f'AT+KD: {median(with_at):.1f} % test error, the same student alone {median(alone):.1f} %, '
       f'its teacher {median(teacher):.1f} %' + f' (medians of {len(alone)} seeds)' * (len(alone) > 1))
 END

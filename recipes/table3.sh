@@ -25,13 +25,13 @@ thin() {
 rows() {
     local seed
     for seed in $SEEDS; do
-        cifar "$teacher" $nin_wide --no_pool_relu --augment flip
+        [ -n "${TEACHER:-}" ] || cifar "$teacher" $nin_wide --no_pool_relu --augment flip
         thin alone
         thin l2 --l2_beta "$L2_BETA"
         thin sym --sym_beta "$SYM_BETA"
-        thin grad --teacher_id "$LOGS/$seed/$teacher" --grad_beta "$GRAD_BETA"
-        thin kd --teacher_id "$LOGS/$seed/$teacher" --alpha 0.9
-        thin at --teacher_id "$LOGS/$seed/$teacher" --beta 1e+3
+        thin grad --teacher_id "${TEACHER:-$LOGS/$seed/$teacher}" --grad_beta "$GRAD_BETA"
+        thin kd --teacher_id "${TEACHER:-$LOGS/$seed/$teacher}" --alpha 0.9
+        thin at --teacher_id "${TEACHER:-$LOGS/$seed/$teacher}" --beta 1e+3
     done
 }
 

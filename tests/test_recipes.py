@@ -133,6 +133,8 @@ def test_table3():
         assert (opt.model, opt.width, opt.no_bn, opt.no_pool_relu) == ('nin', 96, True, True)
         assert opt.weight_decay == 0
     assert {opt.augment for opt in first + taught} == {'flip'}
+    given, = stages(3, TEACHER='the teacher')
+    assert len(given) == 6 and {opt.teacher_id for opt in given} == {'', 'the teacher'}
 
 
 def test_table4():
@@ -436,7 +438,8 @@ def test_no_report_of_what_failed(copy):
     *(('table1', {'PAIRS': pairs}, f'PAIRS: {pairs.split()[-1]} is') for pairs in (
         'wrn_16_1', ':', 'wrn_16_1:', ':wrn_16_1', 'wrn_16_1:resnet18', 'wrn_16_1:wrn_16_2:wrn_40_1',
         'wrn_16_1:wrn_16_2 wrn_16_1')),
-    ('compare', {'PAIR': 'wrn_16_1:resnet18'}, 'PAIR=wrn_16_1:resnet18'),
+    *(('compare', {'PAIR': pair}, f'PAIR={pair}') for pair in (
+        'wrn_16_1:resnet18', 'wrn_16_1', 'wrn_16_1:wrn_16_1')),
     ('compare', {'LOSSES': 'at xx'}, 'LOSSES=at xx'), ('table4', {}, 'CUB=folder'),
     ('table5', {}, 'IMAGENET=folder')])
 def test_one_sentence(name, variables, words):

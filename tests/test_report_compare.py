@@ -60,6 +60,15 @@ def test_table(tmp_path):
     assert '3 differences' in text and 'Bonferroni' in text
 
 
+def test_weights_are_chosen_for_one_pair(tmp_path):
+    """Not from runs of two comparisons in one folder."""
+    folder = write_comparison(tmp_path / 'x')
+    assert compare.chosen(logs.read([folder]))
+    write_choice(folder, 11, 'other', 20, beta=1000, depth=22, n_parameters=3000)
+    with pytest.raises(InputError, match='students'):
+        compare.chosen(logs.read([folder]))
+
+
 def test_margin(tmp_path):
     comparison = read(write_comparison(tmp_path / 'x'))
     # Student's t with 2 degrees of freedom has the quantile (2p - 1) sqrt(2 / (4 p (1 - p)))

@@ -103,8 +103,10 @@ def read(commands: Iterable[str]) -> list[Job]:
             try:
                 opt = SCRIPTS[script].parse(arguments)
             except SystemExit:
-                why = said.getvalue().partition('error: ')[2].strip()
+                why = said.getvalue().partition('error: ')[2].strip() or 'this is not a run'
                 raise InputError(f'{why}; in: {line.strip()}') from None
+        if opt.list_groups:
+            raise InputError(f'this is not a run; in: {line.strip()}')
         if not opt.save:
             raise InputError(f'{line.strip()}: add --save, next to which the output goes')
         job = Job([script, *arguments], opt, frozenset(named(opt) & jobs.keys()))

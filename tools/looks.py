@@ -38,6 +38,7 @@ class Network(NamedTuple):
     n_groups: int
     classes: list[str]
     dataset: str | None  # that it was trained on, if its log or checkpoint says so
+    normalization: str = 'cifar10'  # of images of 32 x 32
 
     def index(self, label: str) -> int:
         """The class with this name or number."""
@@ -50,19 +51,25 @@ class Network(NamedTuple):
 
 
 def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Network]:
-    """Networks from any weights that `resnet.load` takes, all with the same number of groups."""
+    """Networks from any weights that `resnet.load` takes, for one size of images and with as many groups."""
     if names and len(names) != len(sources):
         raise InputError(f'{len(names)} names are given for {len(sources)} networks: give one for each')
     found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
         f, params = resnet.load(source)
-        size, dataset = image_size(params, f), checkpoint.dataset_of(source)
+        size, known = image_size(params, f), checkpoint.options_of(source)
+        dataset, normalization = (x if isinstance(x := known.get(key), str) else None
+                                  for key in ('dataset', 'normalization'))
         classes = class_names(dataset, size, n_classes(params, f))
-        found.append(Network(name, f, params, size, n_groups(params, f), classes, dataset))
+        found.append(Network(name, f, params, size, n_groups(params, f), classes, dataset,
+                             normalization if normalization in data.NORMALIZATIONS else 'cifar10'))
     for network in found:
         if network.n_groups != found[0].n_groups:
             raise InputError(f'{found[0].name} has {found[0].n_groups} groups and {network.name} '
                              f'{network.n_groups}: networks in a figure need the same number of groups')
+        if network.size != found[0].size:
+            raise InputError(f'{found[0].name} takes images of {found[0].size} pixels and {network.name} of '
+                             f'{network.size}: networks in a figure need the same size')
     return found
 
 
@@ -94,16 +101,24 @@ def disputed(networks: Sequence[Network], n: int, dataroot: str) -> dict[str, tu
                          f'{", ".join(data.CLASSES)}: name photos instead')
     _, test_set = data.load(names.pop(), dataroot, torch.device('cpu'))
     found: list[int] = []
-    for i, sample in enumerate(data.Loader(test_set, data.TEST_BATCH['cpu'])):
+    for i, (pixels, _) in enumerate(zip(*(t.split(data.TEST_BATCH['cpu']) for t in test_set), strict=True)):
         if len(found) < n:
             with torch.no_grad():
-                guesses = torch.stack([t.f(sample.x, t.params, False)[0].argmax(1) for t in networks])
+                guesses = torch.stack([t.f(normalized(t, pixels), t.params, False)[0].argmax(1)
+                                       for t in networks])
             differ = (guesses != guesses[0]).any(0).nonzero().flatten()
             found += [i * data.TEST_BATCH['cpu'] + int(k) for k in differ]
     if len(found) < n:
         raise InputError(f'the networks disagree on {len(found)} test images: give a smaller --disputed')
     return {f'test image {i}': (test_set.images[i].permute(2, 0, 1), networks[0].classes[test_set.labels[i]])
             for i in found[:n]}
+
+
+def normalized(network: Network, pictures: Tensor) -> Tensor:
+    """uint8 (B, size, size, 3) -> what the network takes, (B, 3, size, size)."""
+    if network.size == images.SIZE:
+        return images.normalize(pictures)
+    return data.normalize(pictures, *data.NORMALIZATIONS[network.normalization])
 
 
 class Look(NamedTuple):
@@ -132,8 +147,7 @@ def look(network: Network, picture: Tensor, label: str = '') -> Look:
 
     The gradient is that of the cross-entropy with `label`, a class by name or number, or with the guess.
     """
-    normalize = images.normalize if network.size == images.SIZE else data.normalize
-    x = normalize(picture[None]).requires_grad_()
+    x = normalized(network, picture[None]).requires_grad_()
     logits, groups = network.f(x, network.params, False)
     if not logits.isfinite().all():
         raise InputError(f'{network.name} gives no finite numbers: its training diverged, take other weights')

@@ -25,6 +25,7 @@ class Losses(Cifar):
 
     def run(self, opt: argparse.Namespace) -> dict[str, Any]:
         device, chosen = choose(self.real_options(opt, 'at'), ours=True)
+        uncompiled = {row.name for row in method.LOSSES if row.gradients}
         batches = self.batches(opt, 'ours', device)
 
         def block(consume: Consumer) -> float:
@@ -32,7 +33,8 @@ class Losses(Cifar):
 
         contenders: dict[tuple[str, str], Callable[[], float]] = {}
         for case in self.cases:
-            real = replaced(self.real_options(opt, case), **chosen)
+            own = {'compile': False} if case in uncompiled else {}
+            real = replaced(self.real_options(replaced(opt, **own), case), **chosen | own)
             consume = steps.training('ours', real, self.networks(opt, case), device)
             contenders[case, 'ours'] = partial(block, consume)
         speeds = {case: sides['ours'] for case, sides in measure.alternate(contenders, opt.rounds).items()}

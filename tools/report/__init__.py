@@ -12,6 +12,8 @@
 Runs that differ only in their seed share a row and a line.
 """
 import argparse
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -54,7 +56,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--dataroot', type=options.path, default='', metavar='FOLDER',
                         help='with --check: folder of CIFAR, to evaluate the weights on')
     opt = parser.parse_args(arguments)
-    given, allowed = next((name, allowed) for name, allowed in MODES.items() if getattr(opt, name))
+    given = next((name for name in MODES if getattr(opt, name)), '')
+    if not given:
+        parser.error('the name of a folder or file is empty')
+    allowed = MODES[given]
     for name, value in vars(opt).items():
         if value != parser.get_default(name) and name not in (given, *allowed):
             parser.error(f'--{name} has no effect with {"LOGS" if given == "logs" else f"--{given}"}')
@@ -80,7 +85,12 @@ def main() -> None:
 
 def render(arguments: list[str], folder: Path) -> str:
     """The tables that these arguments ask for, with paths relative to a folder."""
-    opt = parse(arguments)
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            opt = parse(arguments)
+        except SystemExit:
+            why = said.getvalue().partition('error: ')[2].strip() or 'this is not a table'
+            raise InputError(f'{why}; in the marker of {" ".join(arguments)}') from None
     if opt.update or opt.check or opt.choose:
         raise InputError(f'{" ".join(arguments)} is not for a document: give LOGS, --budget, --compare or '
                          '--benchmarks')

@@ -110,7 +110,8 @@ def _evaluated(run: Path, last: dict[str, Any], dataroot: str) -> str:
     _, images = data.load(dataset, dataroot or '.', cpu, last.get('max_images', 0),
                           last.get('val_images', 0))
     h_test = evaluation_step(f, params, last.get('dtype', 'float'))  # as the run did it
-    found = training.evaluate(h_test, data.Loader(images, data.TEST_BATCH['cpu']))
+    found = training.evaluate(h_test, data.Loader(
+        images, data.TEST_BATCH['cpu'], normalization=last.get('normalization', 'cifar10')))
     if abs(found['loss'] - last['test_loss']) > LOSS or abs(found['acc'] - last['test_acc']) > ACCURACY:
         raise Fault(f'its weights have test loss {found["loss"]:.4f} and accuracy {found["acc"]:.2f}, '
                     f'in its log they are {last["test_loss"]:.4f} and {last["test_acc"]:.2f}')

@@ -56,14 +56,7 @@ def read(runs: list[Run]) -> Comparison:
     taught = [run for run in runs if run.teacher]
     runs = [run for run in runs if run.student in {other.student for other in taught}]
     test = [run for run in runs if logs.HELD_OUT not in run.dataset]
-    for what, values in (('students', {run.student for run in runs}),
-                         ('teachers', {run.teacher for run in taught}),
-                         ('data sets', {run.dataset for run in test}),
-                         ('lengths', {run.length for run in runs}),
-                         ('ways of training', {_training(run) for run in runs})):
-        if len(values) > 1:
-            raise InputError('--compare needs runs that differ only in their losses and seeds; these have '
-                             f'{len(values)} {what}')
+    _check(runs, test)
     if not any(run.method == 'alone' for run in test) or not taught:
         raise InputError('--compare needs finished runs of a student alone and with a teacher')
     tried: dict[str, dict[str, list[float]]] = {}
@@ -76,6 +69,18 @@ def read(runs: list[Run]) -> Comparison:
     first = taught[0]
     return Comparison(f'{first.student} from {first.teacher}, {test[0].dataset}, {first.length} epochs',
                       sorted(entries, key=_order))
+
+
+def _check(runs: list[Run], compared: list[Run]) -> None:
+    """InputError unless runs differ only in their losses and seeds, and `compared` have one data set."""
+    for what, values in (('students', {run.student for run in runs}),
+                         ('teachers', {run.teacher for run in runs if run.teacher}),
+                         ('data sets', {run.dataset for run in compared}),
+                         ('lengths', {run.length for run in runs}),
+                         ('ways of training', {_training(run) for run in runs})):
+        if len(values) > 1:
+            raise InputError('losses are compared by runs that differ only in their losses and seeds; these '
+                             f'have {len(values)} {what}: give each comparison its own folder')
 
 
 def _entry(loss: str, tried: dict[str, list[float]], runs: list[Run]) -> Entry:
@@ -121,15 +126,15 @@ def weight(run: Run) -> str:
 def chosen(runs: list[Run]) -> list[str]:
     """For each loss, its options with the lowest error on held-out images, as a command line has them."""
     found: dict[str, dict[str, list[Run]]] = {}
+    runs = [run for run in runs if run.teacher and run.length.isdigit() and logs.HELD_OUT in run.dataset]
+    _check(runs, runs)
     for run in runs:
-        if run.teacher and run.length.isdigit() and logs.HELD_OUT in run.dataset:
-            found.setdefault(name(run), {}).setdefault(weight(run), []).append(run)
+        found.setdefault(name(run), {}).setdefault(weight(run), []).append(run)
     if not found:
         raise InputError('--choose needs finished runs of students with a teacher and --val_images')
     best = [min(by_weight.values(), key=lambda same: mean(run.error for run in same))[0]
             for by_weight in found.values()]
-    return [' '.join(f'--{option}' + (f' {value}' if value != 'True' else '')
-                     for option, value in own_options(run).items()) for run in best]
+    return [' '.join(f'--{option} {value}' for option, value in own_options(run).items()) for run in best]
 
 
 def quantile(p: float, freedom: int) -> float:

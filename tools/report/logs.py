@@ -118,7 +118,7 @@ def _run(log: Path, records: list[dict[str, Any]]) -> Run:
         errors={epoch: 100 - record['test_acc'] for epoch, record in known.items()},
         top5=100 - last['test_acc5'] if 'test_acc5' in last else None,
         times={record['epoch']: record['train_time'] for record in records}, losses=_losses(records),
-        agreement=last.get('test_agreement'), cosines=last.get('test_map_cosines') or [],
+        agreement=last.get('test_agreement'), cosines=[float(c) for c in last.get('test_map_cosines') or []],
         machine=one_line(last.get('device_name') or ''))
 
 

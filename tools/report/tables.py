@@ -166,7 +166,7 @@ def markdown(sections: list[Section]) -> str:
     if how := dict.fromkeys(paper.HOW[figure.table] for figure in figures):
         notes.append(f"The paper's figures: {' / '.join(how)}.")
     notes += [ELSEWHERE] if any(row['elsewhere'] for row in every) else []
-    notes += [AGREEMENT] if any('agreement' in part or 'cosine, ' in part for part in parts) else []
+    notes += [AGREEMENT] if any('same class, ' in part or 'cosine, ' in part for part in parts) else []
     notes += [TIME + trained(runs)] if runs else []
     return '\n\n'.join([*parts, '\n'.join(notes)])
 
