@@ -2,7 +2,7 @@
 
 Attention transfer to WRN-16-1 from a trained teacher. Both sides start a seed from the same weights, but
 their loaders draw different orders and crops, so errors differ seed by seed. The difference between the means
-over seeds should be no larger than its standard error.
+over seeds should be no larger than twice its standard error.
 """
 import argparse
 import subprocess
