@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every row of every table and every loss of other papers for two epochs of a few steps, on the built-in shapes:
 # `make smoke`. The errors mean nothing. Without LOGS=folder it starts from the beginning each time.
-[ -n "${LOGS:-}" ] || rm -rf "$(dirname "$0")/../logs/smoke"
+[ -n "${LOGS:-}${PRINT:-}" ] || rm -rf "$(dirname "$0")/../logs/smoke"
 . "$(dirname "$0")/common.sh"
 export PYTHON LOGS SEEDS=1 EPOCHS=2
 images=$LOGS/images

@@ -100,7 +100,8 @@ def test_a_failing_run_ends_with_its_sentence(tmp_path):
 @pytest.mark.parametrize(('arguments', 'names'), [
     ([], '--teacher_id'), (['--teacher_id', 'a', '--seeds', '[1]'], '--seeds'),
     (['--teacher_id', 'a', '--dataroot', 'data'], '--dataroot'), (['--teacher_id', 'a', '--no'], '--no'),
-    (['--teacher_id', 'a', '--warmup', '4'], '--warmup')])
+    (['--teacher_id', 'a', '--warmup', '4'], '--warmup'),
+    (['--teacher_id', 'a', '--map_p', '4'], '--map_p')])
 def test_options_without_meaning(arguments, names, tmp_path):
     done = call(benchmark, 'accuracy', *arguments, '--device', 'cpu', cwd=tmp_path)
     assert (done.status, done.out, len(done.errors)) == (2, '', 1) and names in done.err

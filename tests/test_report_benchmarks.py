@@ -100,7 +100,9 @@ def test_a_document_holds_them(folder):
     assert (where / 'document.md').read_text() == text.replace('old\n', table)
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"epoch": 1}', '{"benchmark": "cifar"'])
+@pytest.mark.parametrize('content', ['', '[]', '{"epoch": 1}', '{"benchmark": "cifar"',
+                                     '{"benchmark": "cifar", "cases": {"at": {}}}',
+                                     '{"benchmark": "cifar", "cases": [1]}'])
 def test_other_files_are_refused(content, folder):
     where = folder(a=STEP)
     (where / 'figures' / 'b.json').write_text(content)

@@ -49,6 +49,7 @@ TAUGHT = R18 | {'teacher_params': 'torchvision:resnet34', 'beta': 1e3,
     (THIN | {'grad_beta': 1.0}, {'model': 'nin', 'width': 192}, 12.1),
     (THIN | {'beta': 1.0}, {'model': 'nin', 'width': 192, 'no_pool_relu': True}, 11.2),
     (THIN | {'beta': 1.0}, {'model': 'nin', 'width': 96}, None),
+    (THIN | {'beta': 1.0, 'at_norm': 'paper'}, {'model': 'nin', 'width': 192, 'no_pool_relu': True}, None),
     (THIN | {'augment': 'crop_flip'}, None, None), (THIN | {'weight_decay': 5e-4}, None, None),
     (THIN | {'no_bn': False}, None, None),
     (R18 | {'dataset': 'imagenet'}, None, 30.4), (TAUGHT | {'dataset': 'imagenet'}, None, 29.3),
@@ -112,6 +113,12 @@ def test_table_4_is_of_two_data_sets(tmp_path):
     assert {title: [row[4] for row in part] for title, part in found.items()} == {
         f'Table 4: ResNet-18 from ResNet-34, {name}': ['missing', 'missing', '30.00', 'missing']
         for name in ('cub', 'scenes')}
+
+
+def test_options_are_named_within_a_data_set(tmp_path):
+    for name, lr in ('cub', 0.01), ('scenes', 0.02):
+        write_run(tmp_path / name, [70], **TAUGHT | {'dataset': name, 'finetune': 'x', 'lr': lr})
+    assert 'AT, ' not in table_of(tmp_path, number=4)
 
 
 def test_a_table_of_the_first_images_has_the_figures_and_says_so(tmp_path):

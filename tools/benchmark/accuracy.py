@@ -23,11 +23,16 @@ from inputs import cifar as data
 from layers import Network, Params, Sample
 from tools.benchmark import measure, steps
 from tools.benchmark.cifar import PlainDataset
+from tools.report import settings
 from training import checkpoint, devices, options
 from utils import InputError
 
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 DEFAULTS = ('--dataset', 'shapes', '--epochs', '4', '--lr_schedule', 'linear', '--beta', '1e+3')
+# Options that may change training: the baseline has them, too, or (dtype) they are what is measured.
+ALLOWED = {'depth', 'width', 'dataset', 'max_images', 'teacher_id', 'beta', 'at_groups', 'alpha',
+           'temperature', 'batch_size', 'lr', 'epochs', 'weight_decay', 'lr_schedule', 'warmup', 'epoch_step',
+           'lr_decay_ratio', 'seed', 'dtype'}
 LOGGED = ('dataset', 'batch_size', 'epochs', 'lr_schedule', 'warmup', 'epoch_step')  # in the result
 
 
@@ -44,6 +49,7 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         for seed in opt.seeds:
             words = [*DEFAULTS, *opt.others, '--seed', str(seed), '--save', str(Path(folder, str(seed)))]
             real = cifar.parse(words)
+            check(real)
             f_t, teacher = resnet.load(cifar.find_teacher(real.teacher_id))
             device = devices.device(real)
             train_set, test_set = data.load(real.dataset, real.dataroot, device, real.max_images)
@@ -56,6 +62,14 @@ def run(opt: argparse.Namespace) -> dict[str, Any]:
         opt, device, dtype=last['dtype'], compile=last['compile'], **{name: last[name] for name in LOGGED},
         images=[len(s.labels) for s in (train_set, test_set)], seeds=opt.seeds, errors=errors,
         **compared(**errors))
+
+
+def check(real: argparse.Namespace) -> None:
+    """InputError for an option that would change training on one side only."""
+    default = vars(cifar.parse([*DEFAULTS, '--teacher_id', real.teacher_id, '--save', '.']))
+    for name, value in vars(real).items():
+        if value != default[name] and name not in ALLOWED | settings.HARMLESS:
+            raise InputError(f'--{name}: the baseline does not have this option')
 
 
 def by_the_script(words: list[str], save: Path) -> dict[str, Any]:

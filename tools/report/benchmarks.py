@@ -24,8 +24,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for path in paths:
         try:
             result = json.loads(path.read_text(encoding='utf-8'))
+            markdown([result])  # fails if something is missing
             found.append((result['benchmark'], result))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise InputError(f'{path} is not what tools.benchmark prints: take it out of {folder}') from None
     return [result for _, result in sorted(found, key=lambda item: item[0])]
 

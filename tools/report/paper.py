@@ -30,9 +30,10 @@ HOW = {1: '200 epochs, median of 5 seeds', 2: '200 epochs, median of 5 seeds', 3
 ELSEWHERE = {('WRN-16-1', '', 'alone'): 8.85, ('WRN-16-1', 'WRN-16-2', 'AT'): 7.96,
              ('WRN-16-2', '', 'alone'): 5.99}
 
-CIFAR = {'map': 'sum', 'map_p': '2', 'at_groups': 'all', 'augment': 'crop_flip'}
+AT_KD = {'map': 'sum', 'map_p': '2', 'at_norm': 'code', 'kd_logits': 'raw'}
+CIFAR = AT_KD | {'at_groups': 'all', 'augment': 'crop_flip'}
 PLAIN = CIFAR | {'augment': 'flip', 'weight_decay': '0'}
-IMAGENET = {'map': 'sum', 'map_p': '2', 'at_groups': '[2,3]'}
+IMAGENET = AT_KD | {'at_groups': '[2,3]'}
 
 Parts = dict[tuple[str, str], list[Figure]]  # of a table, by title and data set
 

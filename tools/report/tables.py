@@ -73,9 +73,11 @@ def _pairs(runs: list[Run]) -> list[Section]:
 def _of_paper(runs: list[Run], number: int) -> list[Section]:
     """The rows of a table in the paper's order, missing ones too; at the end the runs that are not in it."""
     datasets = {run.dataset for run in runs}
-    groups = [same for name in sorted(datasets)
-              for same in logs.group([run for run in runs if run.dataset == name])]
-    known = list(zip(groups, logs.differences(groups), strict=True))
+    known = []
+    for name in sorted(datasets):
+        groups = logs.group([run for run in runs if run.dataset == name])
+        known += zip(groups, logs.differences(groups), strict=True)
+    groups = [same for same, _ in known]
     found, rest = [], known
     for (title, dataset), figures in paper.parts(number, datasets).items():
         rows = []
