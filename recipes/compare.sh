@@ -20,16 +20,17 @@ for network in "$student" "$teacher"; do
     refuse "PAIR=$PAIR: give student:teacher, such as wrn_16_1:wrn_16_2"
 done
 
-# A loss, its options, and the weights to try. Those of KD have odds of 3, 9 and 27 to the cross-entropy.
+# A loss, its options, and the weights to try. Those of KD have odds of 3, 9 and 27 to the cross-entropy. FitNets and
+# SP compare one group, to which their usual weights belong.
 table='
 at         --beta                            333 1000 3000
 kd         --alpha                           0.75 0.9 0.964
 kd_std     --kd_logits standardized --alpha  0.75 0.9 0.964
 f_actt     --beta_decay linear --hint_beta   333 1000 3000
-fitnet     --fitnet_weight                   33 100 300
+fitnet     --at_groups [1] --fitnet_weight   33 100 300
 vid        --vid_weight                      0.33 1 3
 nst        --nst_weight                      17 50 150
-sp         --sp_weight                       1000 3000 9000
+sp         --at_groups [2] --sp_weight       1000 3000 9000
 rkd_d      --rkd_distance_weight             8 25 75
 rkd_a      --rkd_angle_weight                17 50 150
 pkt        --pkt_weight                      10000 30000 90000
@@ -53,7 +54,7 @@ done
 # taught OPTIONS...: the student with this loss. The options name the run.
 taught() {
     local name="$*"
-    name=${name//--/}
+    name=${name//[^a-z0-9._ ]/}
     student "$student" "$teacher" "${name// /_}" "$@"
 }
 
