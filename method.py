@@ -181,7 +181,7 @@ LOSSES = (
     Loss('fitnet', 'fitnet_weight', 'FitNets',
          lambda s, opt: [utils.fitnet_loss(x, y, s.student[f'{ADAPTOR}fitnet{i}'])
                          for i, x, y in compared(s, opt)],
-         'weight of the hints of FitNets (usual: 100)', ('at_groups',),
+         'weight of the hints of FitNets (about 1)', ('at_groups',),
          teacher=True, groups=True,
          adaptor=lambda c_s, c_t: {ADAPTOR + 'fitnet{}': layers.conv_params(c_s, c_t, 1)}),
     Loss('vid', 'vid_weight', 'VID', vid, 'weight of variational information distillation (usual: 1)',

@@ -21,13 +21,13 @@ for network in "$student" "$teacher"; do
 done
 
 # A loss, its options, and the weights to try. Those of KD have odds of 3, 9 and 27 to the cross-entropy. FitNets and
-# SP compare one group, to which their usual weights belong.
+# SP compare one group, as usual.
 table='
 at         --beta                            333 1000 3000
 kd         --alpha                           0.75 0.9 0.964
 kd_std     --kd_logits standardized --alpha  0.75 0.9 0.964
 f_actt     --beta_decay linear --hint_beta   333 1000 3000
-fitnet     --at_groups [1] --fitnet_weight   33 100 300
+fitnet     --at_groups [1] --fitnet_weight   0.33 1 3
 vid        --vid_weight                      0.33 1 3
 nst        --nst_weight                      17 50 150
 sp         --at_groups [2] --sp_weight       1000 3000 9000
