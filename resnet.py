@@ -299,7 +299,7 @@ def pre_activation_params(blocks: Sequence[int], channels: Sequence[int], num_cl
     return layers.flatten(params)
 
 
-def load(path: Path | str) -> tuple[Network, Params]:
+def load(path: Path | str, run_files: bool = False) -> tuple[Network, Params]:
     """A trained network from a file, a run or an address: `weights.networks.load`."""
     from weights import networks  # it imports this module
-    return networks.load(path)
+    return networks.load(path, run_files)

@@ -137,10 +137,34 @@ def test_weights_never_run_code(folder):
                       ['--save', 'logs/b', '--teacher_id', 'a', '--beta', 1]):
         done = call_cifar(*SMALL, *arguments, cwd=folder)
         assert done.status == 2 and 'never runs code' in done.err
-    for tool, arguments in ((export, ['logs/a', 'a.onnx']),
-                            (visualize, ['--disputed', 1, '--weights', 'logs/a', '--save', 'a.png'])):
-        assert call(tool, *arguments, cwd=folder).status == 2
+    for tool, arguments in TOOLS:
+        for more in ([], ['--run_files']):  # which runs no file that has changed
+            assert call(tool, *arguments, *more, cwd=folder).status == 2
     assert not (folder / 'ran').exists()
+
+
+TOOLS = ((export, ['logs/a', 'a.safetensors']),
+         (visualize, ['photo.png', '--weights', 'logs/a', '--save', 'a.png']))
+
+
+def test_tools_run_a_file_if_they_are_told_to(folder):
+    run(folder, '--save', 'logs/a', '--epochs', 1, *MINE)
+    write_image(folder / 'photo.png')
+    for tool, arguments in TOOLS:
+        assert call(tool, *arguments, cwd=folder).status == 2
+        assert call(tool, *arguments, '--run_files', cwd=folder).status == 0
+    error = f'test loss {log_of(folder / "logs/a")[-1]["test_loss"]:.4f}'
+    for weights in 'logs/a', 'a.safetensors':
+        assert error in run(folder, '--evaluate', '--student_params', weights, *MINE).out
+
+
+def test_a_run_knows_its_groups(folder):
+    run(folder, '--save', 'logs/a', '--epochs', 1, *MINE)
+    run(folder, '--evaluate', '--student_params', 'logs/a', *MINE[:2])
+    taught = ['--teacher_id', 'a', '--teacher_model', MINE[1], '--beta', 1]
+    run(folder, '--save', 'logs/b', '--epochs', 1, *taught, *MINE)
+    (folder / 'mine.py').write_text(OWN + '# changed\n')
+    assert 'changed' in run(folder, '--evaluate', '--student_params', 'logs/a', *MINE[:2]).err
 
 
 def test_torchvision_needs_no_name_again(folder):
@@ -158,8 +182,10 @@ def test_torchvision_needs_no_name_again(folder):
     assert done.status == 2 and 'disagree' in done.err  # two equal networks: it has read and run both
     pytest.importorskip('onnxruntime')
     assert call(export, 'logs/t', 't.onnx', cwd=folder).status == 0
-    done = call(export, 'logs/t', 't.pth', cwd=folder)
-    assert done.status == 2 and 'onnx' in done.err
+    for name in 't.pth', 't.hkl', 't.safetensors':
+        assert call(export, 'logs/t', name, cwd=folder).status == 0
+        done = run(folder, '--evaluate', '--student_params', name, *model)
+        assert f'test loss {log["test_loss"]:.4f}' in done.out
 
 
 def test_weights_from_elsewhere(folder):

@@ -7,6 +7,8 @@ The ending chooses the format. .pth, .hkl and .safetensors hold tensors by name,
 .onnx holds the network: `image` (N, 3, 32, 32), for ImageNet (N, 3, 224, 224), to `logits` (N, classes) for
 any N. The file is loaded again, and kept only if it gives the logits of the network.
 
+A network by name (of torchvision, timm or your own file) keeps its BN, and its tensors the module's names.
+
 The file names the data set of the run, so that an evaluation on another one is refused: .safetensors and
 .onnx in their metadata, .hkl in an attribute of the file, .pth in an attribute `dataset` of its dictionary.
 """
@@ -30,7 +32,7 @@ from modules import Functional
 from tools import output
 from training import checkpoint, exits, options
 from utils import InputError
-from weights import networks
+from weights import networks, tensors
 
 TOLERANCE = 1e-4  # of logits, relative to the largest if that is above 1
 OPSET = 17  # of ONNX
@@ -43,6 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help='a run, a file of weights, or torchvision:resnet34')
     parser.add_argument('out', type=output.file(*PACKAGES), metavar='OUT',
                         help=f'file to write; its ending chooses the format: {", ".join(PACKAGES)}')
+    options.add_run_files(parser)
     return parser.parse_args(arguments)
 
 
@@ -50,7 +53,7 @@ def main() -> None:
     opt = parse(sys.argv[1:])
     if opt.out.exists():
         raise InputError(f'{opt.out} exists already: remove it, or name another file')
-    f, params = resnet.load(opt.source)
+    f, params = resnet.load(opt.source, opt.run_files)
     print(f'{opt.source}: {networks.describe(params, f)}')
     try:
         content, deviation = export(f, params, opt.out.suffix, checkpoint.dataset_of(opt.source))
@@ -67,9 +70,6 @@ def export(f: Network, params: Params, suffix: str, dataset: str | None = None) 
 
     InputError if the deviation is more than TOLERANCE; ImportError without the packages of the format.
     """
-    if isinstance(f, Functional) and suffix != '.onnx':
-        raise InputError(f'a network of {f.recipe["model"]} is exported as .onnx; its checkpoint has its '
-                         'weights by their own names')
     size = networks.image_size(params, f)
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(n, 3, size, size, generator=draw) for n in (2, 3)]  # is any batch size accepted?
@@ -77,7 +77,7 @@ def export(f: Network, params: Params, suffix: str, dataset: str | None = None) 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'export{suffix}')
         write(*networks.folded(f, params), path, images[0], dataset)
-        loaded = load(path)
+        loaded = load(path, f)
         deviation = np.max([_deviation(loaded(x), f(x, params, False)[0]) for x in images])  # NaN stays NaN
         if not deviation <= TOLERANCE:
             raise InputError(f'nothing is written: as {suffix} the logits of the network change by '
@@ -135,12 +135,15 @@ class Logits(networks.Module):
         return super().forward(image)[0]
 
 
-def _load_tensors(path: Path) -> Callable[[Tensor], Tensor]:
-    f, params = resnet.load(path)
+def _load_tensors(path: Path, f: Network) -> Callable[[Tensor], Tensor]:
+    if isinstance(f, Functional):
+        params = tensors.read(path)
+    else:
+        f, params = resnet.load(path)
     return lambda x: f(x, params, False)[0]
 
 
-def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _load_onnx(path: Path, f: Network) -> Callable[[Tensor], Tensor]:
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(['logits'], {'image': x.numpy()})[0])

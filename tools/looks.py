@@ -50,13 +50,13 @@ class Network(NamedTuple):
                          f'{", ".join(self.classes[:10])}, or a number from 0 to {len(self.classes) - 1}')
 
 
-def load(sources: Sequence[str | Path], names: Sequence[str] = ()) -> list[Network]:
+def load(sources: Sequence[str | Path], names: Sequence[str] = (), run_files: bool = False) -> list[Network]:
     """Networks from any weights that `resnet.load` takes, for one size of images and with as many groups."""
     if names and len(names) != len(sources):
         raise InputError(f'{len(names)} names are given for {len(sources)} networks: give one for each')
     found = []
     for source, name in zip(sources, names or _names(sources), strict=True):
-        f, params = resnet.load(source)
+        f, params = resnet.load(source, run_files)
         size, known = image_size(params, f), checkpoint.options_of(source)
         dataset, normalization = (x if isinstance(x := known.get(key), str) else None
                                   for key in ('dataset', 'normalization'))

@@ -62,6 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--label', default='', metavar='CLASS',
                         help="class of the gradient's loss, name or number (default: each network's guess)")
     parser.add_argument('--title', default=TITLE, help='title of the figure')
+    options.add_run_files(parser)
     opt = parser.parse_args(arguments)
     if bool(opt.photos) == bool(opt.disputed):
         parser.error('give PHOTO, one or several, or --disputed N for test images')
@@ -71,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     opt = parse(sys.argv[1:])
     paths = find(opt.photos)
-    networks = load(opt.weights, opt.names)
+    networks = load(opt.weights, opt.names, opt.run_files)
     for network in networks:
         print(f'{network.name}: {describe(network.params, network.f)}')
     known = disputed(networks, opt.disputed, opt.dataroot) if opt.disputed else {}

@@ -117,6 +117,12 @@ def add_names(group: argparse._ArgumentGroup) -> None:
                        help='print the modules of --model by name that give maps, with (C, h, w), and exit')
 
 
+def add_run_files(parser: Parser) -> None:
+    parser.add_argument('--run_files', action='store_true',
+                        help='networks of a file of your own: run the file that the weights name, if it has '
+                             'not changed since the run')
+
+
 def check_names(parser: Parser, opt: argparse.Namespace, teacher: str, shape: Iterable[str]) -> None:
     """As `check`, for networks by name, for which the options `shape` have no effect."""
     if not named.is_name(opt.model):

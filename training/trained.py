@@ -20,16 +20,21 @@ def load(path: Path | str, dataset: str, num_classes: int, where: torch.device,
     """A trained network, which must know the classes of the data set, in order; prints what it is.
 
     A note says if it may have been trained on the val_images images that are held out. With `model`, the name
-    of a network, path has only its weights.
+    of a network, path has only its weights; without `groups`, a run of that network knows them.
     """
     with devices.first_rank_first():  # which downloads it
         f: Network
+        known = checkpoint.options_of(path)
         if model:
-            f, fresh = named.build(model, num_classes, size, groups)
-            params = named.fitted(tensors.read(path), fresh, str(path))
+            recipe = named.recipe_of(known) or {}
+            same = recipe.get('model') == model
+            built, fresh = named.build(model, num_classes, size,
+                                       groups or (recipe['groups'] if same else None))
+            f, params = built, named.fitted(tensors.read(path), fresh, str(path))
+            if same and recipe.get('sha256') != built.recipe.get('sha256'):
+                exits.say_first(f'note: the file of {model} has changed since the run of {path}')
         else:
             f, params = resnet.load(path)
-    known = checkpoint.options_of(path)
     if isinstance(trained_on := known.get('dataset'), str) and trained_on != dataset:
         raise InputError(f'{path} was trained on {trained_on}, not on {dataset}: '
                          'give the same --dataset to both')

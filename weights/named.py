@@ -54,20 +54,27 @@ def build(name: str, num_classes: int, size: int,
     return f, params
 
 
-def rebuild(recipe: dict[str, Any], params: Params, source: str) -> tuple[Functional, Params]:
+def rebuild(recipe: dict[str, Any], params: Params, source: str,
+            run_files: bool = False) -> tuple[Functional, Params]:
     """The network of the recipe and the params in a file.
 
-    InputError for a file of your own, since weights never choose code, and unless the params fit. This is
-    checked before the network takes memory, so a small file cannot ask for a large network.
+    InputError unless the params fit. This is checked before a network of a library takes memory, so a small
+    file cannot ask for a large network. A file of your own is run only with `run_files`, if it is unchanged.
     """
     name, num_classes = recipe['model'], recipe['num_classes']
     if '.py:' in name:
-        raise InputError(f'{source} is a network of {name}, and a file of weights never runs '
-                         'code: cifar.py and imagenet.py take this name with --model or --teacher_model')
-    # RegNet computes with the values of tensors while it is built, and hybrids of timm run some layers.
-    with torch.device('meta') if name.startswith('timm:') else _Weightless():
-        module, _ = _module(name, num_classes)
-    fitted(params, modules.functional(module, ())[1], source)
+        if not run_files:
+            raise InputError(f'{source} is a network of {name}, and a file of weights never runs code: '
+                             'if you trust that file, name it with --model or --teacher_model of cifar.py '
+                             'and imagenet.py, or give --run_files to tools')
+        if recipe.get('sha256') != hashlib.sha256(_read(name)).hexdigest():
+            raise InputError(f'{source}: the file of {name} has changed since the run, so --run_files does '
+                             'not run it')
+    else:
+        # RegNet computes with the values of tensors while it is built, and hybrids of timm run some layers.
+        with torch.device('meta') if name.startswith('timm:') else _Weightless():
+            module, _ = _module(name, num_classes)
+        fitted(params, modules.functional(module, ())[1], source)
     f, fresh = build(name, num_classes, recipe['size'], recipe['groups'])
     return f, fitted(params, fresh, source)
 
@@ -140,10 +147,7 @@ def _module(name: str, num_classes: int) -> tuple[nn.Module, str | None]:
         _check(name, rest.partition('.')[0], timm.list_models())
         return _tried(name, lambda: timm.create_model(rest, num_classes=num_classes)), None
     path, _, function = name.rpartition(':')
-    try:
-        source = Path(path).read_bytes()
-    except OSError as e:
-        raise InputError(f'cannot read {path}: {e.strerror}') from None
+    source = _read(name)
     file = ModuleType('network_' + re.sub(r'\W', '_', Path(path).stem))
     file.__file__ = path
     sys.modules[file.__name__] = file  # for its own pickling and dataclasses
@@ -160,6 +164,15 @@ def _module(name: str, num_classes: int) -> tuple[nn.Module, str | None]:
     if not isinstance(module, nn.Module):
         raise InputError(f'{name} gives a {type(module).__name__}, not an nn.Module')
     return module, hashlib.sha256(source).hexdigest()
+
+
+def _read(name: str) -> bytes:
+    """The content of the file in PATH.py:FUNCTION."""
+    path = name.rpartition(':')[0]
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from None
 
 
 def _check(name: str, wanted: str, known: list[str]) -> None:

@@ -101,13 +101,14 @@ KINDS = (
          lacks=(('BN', '.running_'), (POOL_RELU, '.conv2'))))  # folded, it is a NIN without BN
 
 
-def load(path: Path | str) -> tuple[Network, Params]:
+def load(path: Path | str, run_files: bool = False) -> tuple[Network, Params]:
     """The network in `path` and its tensors, on the CPU.
 
     Wide ResNets, ResNets and NIN from any file or address that `tensors.read` accepts: checkpoints and
     folders of runs, those of the published code (the student, not its teacher), the exports, torchvision's
     networks, ResNets and wide ResNets of RepDistiller and mdistiller. Checkpoints of networks of torchvision
-    and timm too. InputError lists what is missing and what is unknown.
+    and timm too; those of a file of your own (PATH.py) if `run_files`, which runs it, and it is unchanged.
+    InputError lists what is missing and what is unknown.
     """
     name = str(path)
     if name.startswith('torchvision:') and name not in OURS:
@@ -115,7 +116,7 @@ def load(path: Path | str) -> tuple[Network, Params]:
         return f, named.fitted(tensors.read(name), fresh, name)
     params, known = tensors.read_with_options(path)
     if recipe := named.recipe_of(known):
-        return named.rebuild(recipe, params, str(path))
+        return named.rebuild(recipe, params, str(path), run_files)
     return network(params, str(path))
 
 
