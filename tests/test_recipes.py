@@ -294,8 +294,15 @@ def test_compare_tries_three_weights_of_each_loss():
     for (title, _), (third, usual, triple) in tried.items():
         odds = [weight / (1 - weight) if title == 'KD' else weight for weight in (third, usual, triple)]
         assert [odds[1] / odds[0], odds[2] / odds[1]] == pytest.approx([3, 3], rel=0.05), title
-    _, students = stages_of(recipe('compare', PRINT='1', LOSSES='sp', PAIR='wrn_10_1:wrn_40_2'))
-    assert [row(opt)[0] for opt in students] == [(10, 1)] * 3
+
+
+@pytest.mark.parametrize(('student', 'network'), [
+    ('wrn_10_1', (10, 1)), ('wrn_16_2', (16, 2)), ('wrn_40_1', (40, 1))])
+def test_compare_with_other_networks_on_cifar100(student, network):
+    teachers, students = stages_of(recipe('compare', PRINT='1', LOSSES='sp', PAIR=f'{student}:wrn_40_2',
+                                          DATASET='CIFAR100', ARGS='--normalization cifar100'))
+    assert [row(opt)[0] for opt in (*teachers, *students)] == [(40, 2)] + [network] * 3
+    assert {(opt.dataset, opt.normalization) for opt in students} == {('CIFAR100', 'cifar100')}
 
 
 @pytest.mark.slow
