@@ -41,7 +41,7 @@ def misbehaves(case: bytes, folder) -> None:
     if kind == 'hang':
         open('../pipe').close()
     elif kind == 'memory':
-        bytearray(b'x' * 200_000_000)
+        bytearray(b'x' * 240_000_000)
     elif kind == 'refused':
         try:
             bytearray(2**50)
@@ -67,7 +67,8 @@ def misbehaves(case: bytes, folder) -> None:
 
 def test_the_sandbox_tells_all_of_it(monkeypatch):
     monkeypatch.setattr('stress.fuzz.sandbox.HANGS', 5)
-    words = {'hang': 'hangs', 'memory': 'takes', 'refused': 'too much memory', 'program': 'subprocess.Popen',
+    # Memory comes first: while a case hangs, the kernel may take unused pages back, which hides what is taken.
+    words = {'memory': 'takes', 'hang': 'hangs', 'refused': 'too much memory', 'program': 'subprocess.Popen',
              'write': 'write to', 'read': 'open /etc/hostname', 'talk': 'says on stderr', 'lines': 'KeyError',
              'exit': 'ends the process', 'empty': 'message of 0', 'fine': '', 'nothing': ''}
     target = Target('x', dict, lambda rng: b'', misbehaves)
