@@ -67,7 +67,7 @@ def misbehaves(case: bytes, folder) -> None:
 
 def test_the_sandbox_tells_all_of_it(monkeypatch):
     monkeypatch.setattr('stress.fuzz.sandbox.HANGS', 5)
-    # Memory comes first: while a case hangs, the kernel may take unused pages back, which hides what is taken.
+    # First memory: while a case hangs, the kernel may take pages back, and hide what the next case takes.
     words = {'memory': 'takes', 'hang': 'hangs', 'refused': 'too much memory', 'program': 'subprocess.Popen',
              'write': 'write to', 'read': 'open /etc/hostname', 'talk': 'says on stderr', 'lines': 'KeyError',
              'exit': 'ends the process', 'empty': 'message of 0', 'fine': '', 'nothing': ''}

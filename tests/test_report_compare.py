@@ -8,7 +8,7 @@ import pytest
 from helpers import call
 from report_logs import rows_of, write_run
 from tools import report
-from tools.report import compare, logs
+from tools.report import compare, curves, logs
 from utils import InputError
 
 HELD_OUT = {  # errors of seeds 11 and 12 by weight
@@ -132,6 +132,10 @@ def test_picture_and_document(tmp_path):
     folder = write_comparison(tmp_path / 'x')
     done = call(report, '--compare', folder, '--plot', 'compare.svg', cwd=tmp_path)
     assert done.status == 0 and '</svg>' in (tmp_path / 'compare.svg').read_text()
+    figure = curves.comparison(read(folder))
+    figure.canvas.draw()
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 > 0 and title.x1 < figure.bbox.x1
     document = tmp_path / 'comparison.md'
     document.write_text('<!-- report: --compare x -->\n<!-- end of report -->\n')
     assert call(report, '--update', document, cwd=tmp_path).status == 0

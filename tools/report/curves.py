@@ -114,8 +114,8 @@ def comparison(found: Comparison, title: str = '') -> Figure:
     differences = {entry.name: found.differences(entry, 'alone') for entry in found.entries}
     differences = {name: values for name, values in differences.items() if values}
     figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(differences)), layout='constrained')
-    axes = figure.add_subplot(title=title or found.title,
-                              xlabel='difference to the student alone, points of error')
+    figure.suptitle(title or found.title, fontsize='medium')  # in the middle of the figure: names are long
+    axes = figure.add_subplot(xlabel='difference to the student alone, points of error (95 % intervals)')
     axes.errorbar([mean(values) for values in differences.values()], list(differences),
                   xerr=[found.margin(values) or 0 for values in differences.values()], fmt='o', capsize=3)
     axes.axvline(0, color='0.5', linewidth=1)
