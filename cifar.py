@@ -104,14 +104,8 @@ def main() -> None:
 
         folder = training.folder_of(opt)  # a new one, or what to resume from
 
-        # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
-        num_classes = data.CLASSES[opt.dataset]
-        train_set, test_set = load(opt, device)
-        train_loader = loader(opt, train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
-        test_loader = loader(opt, test_set, data.TEST_BATCH[device.type])
-        opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
-
         # Networks: functions, and flat dictionaries of tensors. Teachers are folded, those by name are not.
+        num_classes = data.CLASSES[opt.dataset]
         torch.manual_seed(opt.seed)
         f_s, student = network(opt, num_classes)
         f_t: Network | None = None
@@ -124,6 +118,12 @@ def main() -> None:
         student = devices.to_device(student, device)
         layers.trainable(student, networks.statistics(f_s))
         f_s, student = devices.parallel(f_s, student)
+
+        # Data: all images on the device, augmented batch by batch; each rank gets its part of a batch.
+        train_set, test_set = load(opt, device)
+        train_loader = loader(opt, train_set, opt.batch_size, opt.seed, opt.augment, opt.randomcrop_pad)
+        test_loader = loader(opt, test_set, data.TEST_BATCH[device.type])
+        opt = fast.chosen(opt, device, opt.epochs * len(train_loader))
 
         # The training step, h(sample) -> loss, output: what is special to attention transfer is in method.py.
         h = training_step(opt, f_s, student, f_t, teacher)

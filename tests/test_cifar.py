@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 import cifar
 import resnet
+import utils
 from helpers import N_TRAIN, ROOT, SMALL, Payload, call_cifar, listing, log_of
 from inputs import cifar as data
 from inputs import shapes
@@ -406,6 +407,18 @@ def mess(home, tmp_path_factory) -> Path:
 
 
 AT, NEW = ['--beta', '1e3'], ['--save', 'new']
+
+
+@pytest.mark.parametrize(('more', 'word'), [
+    (['--depth', 17], '6n + 4'), (['--teacher_id', 'x', *AT], 'logs/x')])
+def test_mistakes_are_told_before_data_are_downloaded(more, word, tmp_path, monkeypatch):
+    def load(*_):
+        raise utils.InputError('data first')
+
+    monkeypatch.setattr(cifar.data, 'load', load)
+    done = call_cifar(*NEW, *more, cwd=tmp_path)
+    assert done.status == 2 and word in done.err
+
 MISTAKES = {
     # what is given, and a word that the sentence has
     'unknown option': ([*NEW, '--learning_rate', '1'], '--learning_rate'),
