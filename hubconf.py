@@ -54,6 +54,18 @@ def nin(weights: str) -> _Module:
     return _load(weights, 'NIN')
 
 
+def named_network(weights: str, run_files: bool = False) -> _Module:
+    """The network of torchvision, timm or your own file in a run: its own module, which gives logits only.
+
+    run_files: run your file, if it has not changed since the run.
+    """
+    f, params = _networks.load(weights, run_files)
+    if not hasattr(f, 'module'):
+        raise _networks.InputError(f'{weights} holds a {_networks.describe(params, f)}, '
+                                   'not a network by name')
+    return f.module(params)
+
+
 def _load(weights: str, kind: str) -> _Module:
     f, params = _networks.load(weights)
     if kind.startswith('folded'):

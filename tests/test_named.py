@@ -1,5 +1,6 @@
 """Networks by name in the scripts: of torchvision, of timm, and of a file of the user."""
 import re
+import subprocess
 import sys
 import textwrap
 import types
@@ -16,6 +17,7 @@ import resnet
 from helpers import N_TRAIN, call, call_cifar, log_of, run_ranks
 from pictures import content, picture, write_image
 from tools import export, report, visualize
+from training import checkpoint
 from utils import InputError
 from weights import named, networks
 
@@ -156,6 +158,42 @@ def test_tools_run_a_file_if_they_are_told_to(folder):
     error = f'test loss {log_of(folder / "logs/a")[-1]["test_loss"]:.4f}'
     for weights in 'logs/a', 'a.safetensors':
         assert error in run(folder, '--evaluate', '--student_params', weights, *MINE).out
+
+
+def test_torch_hub(folder):
+    """In a process whose module utils is not ours."""
+    (folder / 'utils.py').write_text('MINE = 1\n')
+    (folder / 'mine.py').write_text(OWN + '\n\nclass Late(nn.Sequential):\n    def __init__(self, n):\n'
+                                    '        import utils\n        assert utils.MINE\n'
+                                    '        super().__init__(*net(n))\n')
+    own = ['--model', 'mine.py:net', '--groups', '2,4']
+    run(folder, '--save', 'logs/a', '--epochs', 1, *own)
+    run(folder, '--save', 'logs/t', '--epochs', 1, '--model', SHUFFLE, '--groups', SHUFFLE_GROUPS)
+    run(folder, '--save', 'logs/w', '--epochs', 1, '--depth', 10)
+    saved = torch.load(folder / 'logs/a/model.pt7')
+    saved['options']['network']['model'] = 'mine.py:Late'
+    checkpoint.write(folder / 'logs/a/model.pt7', saved)
+    code = f"""
+import sys, torch, utils
+def load(weights, **more):
+    return torch.hub.load({str(ROOT)!r}, 'named_network', weights=weights, source='local', **more)
+
+for weights, more in ('logs/t', {{}}), ('logs/a', {{'run_files': True}}):
+    model = load(weights, **more)
+    known = torch.load(weights + '/model.pt7')['params']
+    state = model.state_dict()
+    assert known and all(torch.equal(state[name], t) for name, t in known.items())
+    assert model(torch.ones(2, 3, 32, 32)).shape == (2, 10) and not model.training
+for weights, word in ('logs/a', 'never runs code'), ('logs/w', 'by name'):
+    try:
+        load(weights)
+    except ValueError as e:
+        assert word in str(e), e
+    else:
+        raise AssertionError(weights)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_knows_its_groups(folder):

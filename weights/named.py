@@ -6,6 +6,7 @@
 Checkpoints and logs hold the recipe of such a network: how to build it again, never its code. For a file of
 your own, that is its name and sha256.
 """
+import builtins
 import difflib
 import hashlib
 import re
@@ -150,6 +151,7 @@ def _module(name: str, num_classes: int) -> tuple[nn.Module, str | None]:
     source = _read(name)
     file = ModuleType('network_' + re.sub(r'\W', '_', Path(path).stem))
     file.__file__ = path
+    vars(file)['__builtins__'] = builtins  # in torch.hub, `import` of our own files means these files
     sys.modules[file.__name__] = file  # for its own pickling and dataclasses
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
