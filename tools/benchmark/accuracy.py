@@ -30,7 +30,7 @@ from utils import InputError
 SCRIPT = Path(__file__).parents[2] / 'cifar.py'
 DEFAULTS = ('--dataset', 'shapes', '--epochs', '4', '--lr_schedule', 'linear', '--beta', '1e+3')
 # Options that may change training: the baseline has them, too, or (dtype) they are what is measured.
-ALLOWED = {'depth', 'width', 'dataset', 'max_images', 'teacher_id', 'beta', 'at_groups', 'alpha',
+ALLOWED = {'depth', 'width', 'dataset', 'max_images', 'beta', 'at_groups', 'alpha',
            'temperature', 'batch_size', 'lr', 'epochs', 'weight_decay', 'lr_schedule', 'warmup', 'epoch_step',
            'lr_decay_ratio', 'seed', 'dtype'}
 LOGGED = ('dataset', 'batch_size', 'epochs', 'lr_schedule', 'warmup', 'epoch_step')  # in the result

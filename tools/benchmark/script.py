@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,22 +23,23 @@ WARM_UP, MEMORY = 2, 4  # steps: before a block, until the peak of memory
 Batches = Callable[[], Iterator[Sample]]
 
 
-class Script:
+class Script(ABC):
     """A script to measure."""
     cases: dict[str, list[str]]  # options of the script by case; AT is first, for its peak of memory
     topk = (1,)
     loads = 0  # batches in a block of the loader alone, for each step of a training block
 
+    @abstractmethod
     def real_options(self, opt: argparse.Namespace, case: str) -> argparse.Namespace:
         """Options of the script for a case, with its defaults. Nothing is read or saved."""
-        raise NotImplementedError
 
+    @abstractmethod
     def networks(self, opt: argparse.Namespace, case: str) -> Networks:
-        raise NotImplementedError
+        """Student and teacher of a case, as they begin."""
 
+    @abstractmethod
     def batches(self, opt: argparse.Namespace, side: str, device: torch.device) -> Batches:
         """A function that starts the batches of a side; they never end."""
-        raise NotImplementedError
 
     def add_options(self, parser: options.Parser) -> None:
         parser.add_argument('--fast', action='store_true',
