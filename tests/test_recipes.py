@@ -291,6 +291,8 @@ def test_compare_tries_three_weights_of_each_loss():
         (loss,) = method.active(opt)
         tried.setdefault((loss.title, opt.kd_logits), []).append(getattr(opt, loss.option))
     assert {title for title, _ in tried} == {loss.title for loss in method.LOSSES if not loss.gradients}
+    some = {method.active(opt)[0].title: opt.at_groups for opt in students if opt.at_groups is not None}
+    assert some == {'SP': [2], 'FitNets': [1]}  # as in RepDistiller
     for (title, _), (third, usual, triple) in tried.items():
         odds = [weight / (1 - weight) if title == 'KD' else weight for weight in (third, usual, triple)]
         assert [odds[1] / odds[0], odds[2] / odds[1]] == pytest.approx([3, 3], rel=0.05), title
