@@ -16,7 +16,7 @@ import method
 import modules
 import resnet
 import training
-from inputs import folders, images, nvjpeg
+from inputs import folders, images
 from layers import Network, Params
 from method import adaptors, evaluation_step, training_step
 from training import devices, exits, fast, options
@@ -54,8 +54,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                             'Scenes as published')
     group.add_argument('--skip_damaged', action='store_true',
                        help='replace a damaged image by another one and count it, instead of stopping')
-    group.add_argument('--decode', choices=['cpu', 'cuda'], default='cpu',
-                       help='cpu: --nthread processes decode JPEG files; cuda: the GPU does (nvJPEG)')
     options.add_method(parser, at_groups=[2, 3])
     options.add_training(parser, batch_size=256, epochs=100, epoch_step=[30, 60, 90], lr_decay_ratio=0.1,
                          weight_decay=1e-4, save=' (default: logs/<dataset>_resnet_<depth>_<width>_<losses>)')
@@ -82,8 +80,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     n = len(opt.groups) if opt.groups else 4
     if opt.freeze > n:
         parser.error(f'--freeze {opt.freeze}: a network has {n} groups')
-    if opt.decode == 'cuda' and not devices.cuda_devices(opt):
-        parser.error('--decode cuda needs a CUDA device: leave it out')
     return opt
 
 
@@ -171,9 +167,8 @@ def network(opt: argparse.Namespace, num_classes: int) -> tuple[Network, Params]
 def loader(opt: argparse.Namespace, split: folders.Split, device: torch.device, crop: str = 'center',
            seed: int | None = None) -> images.Loader:
     """The batches of this rank."""
-    kind = nvjpeg.Loader if opt.decode == 'cuda' else images.Loader
-    return kind(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(), devices.ranks(),
-                opt.skip_damaged)
+    return images.Loader(split, opt.batch_size, device, crop, seed, opt.nthread, devices.rank(),
+                         devices.ranks(), opt.skip_damaged)
 
 
 def pretrained(path: str, f: Network, fresh: Params) -> Params:

@@ -84,9 +84,6 @@ def draw_offset(rng: np.random.Generator, height: int, width: int) -> tuple[int,
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, H, W) -> (3, height, width), bilinear with antialiasing."""
-    if image.device.type != 'cpu':  # there, torch resizes only floats
-        x = F.interpolate(image[None].float(), (height, width), mode='bilinear', antialias=True)
-        return x[0].round().to(torch.uint8)
     last = image[None].contiguous(memory_format=torch.channels_last)  # twice as fast as planes
     return F.interpolate(last, (height, width), mode='bilinear', antialias=True)[0]
 
@@ -117,7 +114,6 @@ def crop(image: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 
 
 normalize = functools.partial(data.normalize, mean=MEAN, std=STD)  # (B, H, W, 3) -> (B, 3, H, W)
-Batch = tuple[Tensor, Tensor, int]  # x (B, SIZE, SIZE, 3) uint8, labels (B,), number of damaged images
 Task = tuple[int, list[int], int]  # epoch, numbers of images, number of a slot
 
 
@@ -134,22 +130,16 @@ class Reader(Dataset):
         self.slots: list[Tensor] = []
 
     def __getitem__(self, task: Task) -> Any:
-        """The result of work(), or an InputError: raising it here would add the traceback of a worker."""
+        """The result of fill(), or an InputError: raising it here would add the traceback of a worker."""
         epoch, index, slot = task
         try:
-            return self.work(epoch, index, self.slots[slot])
+            return self.fill(epoch, index, self.slots[slot])
         except InputError as e:
             return e
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e):
                 raise
             return machine_fault('images cannot be read', errno.ENOMEM)
-
-    def batch(self, epoch: int, index: list[int]) -> Batch:
-        """The batch of the B images at index."""
-        x = torch.empty((len(index), SIZE, SIZE, 3), dtype=torch.uint8)
-        taken, n_damaged = self.fill(epoch, index, x)
-        return x[:len(taken)], self.split.labels[taken], n_damaged
 
     def fill(self, epoch: int, index: list[int], x: Tensor) -> tuple[list[int], int]:
         """Write images into x (B or more, SIZE, SIZE, 3); return their numbers, and how many were damaged."""
@@ -172,8 +162,6 @@ class Reader(Dataset):
                         raise InputError(f'{reason}, and so are all images near it: check {self.split.root}')
         return taken, n_damaged
 
-    work = fill
-
     def damage(self, i: int, e: Damaged | OSError) -> str:
         """The sentence that image i is damaged. InputError if the cause is the machine."""
         if isinstance(e, OSError) and e.errno not in OF_FILE:
@@ -188,10 +176,7 @@ class Reader(Dataset):
         """Image i as input of the network, uint8 (3, SIZE, SIZE)."""
         with warnings.catch_warnings(), open(self.split.path(i), 'rb') as file:
             warnings.simplefilter('ignore')  # PIL warns about EXIF, which is not used
-            return self.cut(decode(file.read()), i, rng)
-
-    def cut(self, image: Tensor, i: int, rng: np.random.Generator) -> Tensor:
-        """Bounding box and crop of image i, decoded: uint8 (3, H, W) -> (3, SIZE, SIZE)."""
+            image = decode(file.read())
         if self.split.boxes is not None:
             image = cut_box(image, self.split.boxes[i])
         return crop(image, self.kind, rng)
@@ -248,14 +233,12 @@ class Loader(data.RankLoader):
     the machine has reached a limit.
     """
 
-    kind = Reader
-
     def __init__(
             self, split: Split, batch_size: int, device: torch.device, crop: str, seed: int | None = None,
             workers: int = 4, rank: int = 0, ranks: int = 1, skip_damaged: bool = False):
         super().__init__(len(split.paths), batch_size, rank, ranks)
         self.device, self.seed, self.workers = device, seed, workers
-        self.reader: Any = self.kind(split, crop, seed, skip_damaged)
+        self.reader = Reader(split, crop, seed, skip_damaged)
         self.n_slots = PREFETCH * workers + 1  # the step reads one more
         # Tasks of an epoch. DataLoader samples from this list: a thread that handed over tensors would print
         # many lines when a worker is killed.
@@ -271,10 +254,13 @@ class Loader(data.RankLoader):
         self.tasks[:] = [(epoch, order[part].tolist(), i % self.n_slots)
                          for i, (part, _) in enumerate(self.parts)]
         results = zip(self.tasks, self._results(), self.parts, strict=True)
-        for i, (task, result, (_, share)) in enumerate(results):
+        for i, ((_, _, slot), result, (_, share)) in enumerate(results):
             if isinstance(result, InputError):
                 raise result
-            x, labels, n_damaged = self._batch(task, result)
+            taken, n_damaged = result
+            x, labels = self.reader.slots[slot][:len(taken)], self.reader.split.labels[taken]
+            if self.device.type == 'cuda':
+                x, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (x, labels))
             self.damaged += n_damaged
             if self.damaged == self.n_images:
                 raise InputError(f'all {self.n_images} images of {self.reader.split.root} are damaged')
@@ -284,14 +270,6 @@ class Loader(data.RankLoader):
         """End the workers. The next epoch starts new ones."""
         self.pool = self.results = None
         self.reader.slots = []
-
-    def _batch(self, task: Task, result: tuple[list[int], int]) -> Batch:
-        """The batch on the device, from the slot that a worker has filled."""
-        taken, n_damaged = result
-        x, labels = self.reader.slots[task[2]][:len(taken)], self.reader.split.labels[taken]
-        if self.device.type == 'cuda':
-            x, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (x, labels))
-        return x, labels, n_damaged
 
     def _results(self) -> Iterator[Any]:
         """Results of the tasks. Only self refers to the iterator, so that close() ends the workers."""

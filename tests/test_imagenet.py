@@ -108,7 +108,6 @@ def test_defaults_of_fine_tuning_give_way_to_options():
     (['--imagenetpath', 'x', '--student_params', 'y'], '--evaluate'),
     (['--imagenetpath', 'x', '--evaluate', '--student_params', 'y', '--finetune', 'z'], '--finetune'),
     (['--imagenetpath', 'x', '--width', '1001'], '--width'),
-    (['--imagenetpath', 'x', '--decode', 'cuda', '--device', 'cpu'], '--decode cuda needs a CUDA device'),
     (['--imagenetpath', 'x', '--lr_schedule', 'cyclic'], 'cyclic'),
     (['--imagenetpath', 'x', '--warmup', '100'], '--warmup 100'),
     (['--imagenetpath', 'x', '--finetune', 'y', '--warmup', '60'], '--warmup 60'),
@@ -119,16 +118,6 @@ def test_options_that_cannot_work(tmp_path, arguments, words):
     assert (done.status, done.out) == (2, '')
     assert len(done.errors) == 1 and done.err.startswith('imagenet.py: error: ') and words in done.err
     assert os.listdir(tmp_path) == []
-
-
-def test_decode_cuda_where_there_is_none(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(SystemExit) as end:
-        imagenet.parse(['--imagenetpath', 'x', '--decode', 'cuda'])
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and '--decode cuda' in message and message.count('\n') == 1
-    with pytest.raises(InputError, match='--device cuda'):
-        imagenet.parse(['--imagenetpath', 'x', '--decode', 'cuda', '--device', 'cuda'])
 
 
 def test_classes_have_names(tmp_path):
@@ -223,33 +212,6 @@ def test_workers_and_an_interruption_change_no_bit(tmp_path, home):
     assert done.status == 0
     whole, parts = (checkpoint.read(tmp_path / name / 'model.pt7')['params'] for name in ('whole', 'parts'))
     assert all(torch.equal(t, parts[name]) for name, t in whole.items())
-
-
-def test_decoding_in_the_main_process_changes_no_bit(tmp_path, home, monkeypatch):
-    """What --decode cuda does, but on a CPU: training, its damaged images, evaluation."""
-    shutil.copytree(home / 'images', tmp_path / 'images')
-    (tmp_path / 'images' / 'train' / 'n02' / 'n02_train3.JPEG').write_bytes(b'')
-    (tmp_path / 'images' / 'val' / 'n01' / 'n01_val0.JPEG').write_bytes(b'')
-    command = ['--imagenetpath', 'images', *SMALL, '--epochs', 2, '--skip_damaged']
-    evaluate = [*command[:-3], '--skip_damaged', '--evaluate', '--student_params', 'here']
-    sound(*command, '--save', 'workers', cwd=tmp_path)
-    printed, made = sound(*[{'here': 'workers'}.get(a, a) for a in evaluate], cwd=tmp_path), []
-    parse, loader = imagenet.parse, imagenet.nvjpeg.Loader
-
-    def parsed(arguments):
-        opt = parse(arguments)
-        opt.decode = 'cuda'
-        return opt
-
-    monkeypatch.setattr(imagenet, 'parse', parsed)
-    monkeypatch.setattr(imagenet.nvjpeg, 'Loader', lambda *a: made.append(loader(*a)) or made[-1])
-    sound(*command, '--save', 'here', '--nthread', 1, cwd=tmp_path)
-    whole, ours = (checkpoint.read(tmp_path / name / 'model.pt7')['params'] for name in ('workers', 'here'))
-    assert all(torch.equal(t, ours[name]) for name, t in whole.items())
-    before, last = (log_of(tmp_path / name)[-1] for name in ('workers', 'here'))
-    assert last['damaged_images'] == before['damaged_images'] == [1, 1]
-    assert (before['decode'], last['decode'], len(made)) == ('cpu', 'cuda', 2)
-    assert sound(*evaluate, cwd=tmp_path) == printed.replace('workers', 'here') and len(made) == 3
 
 
 def test_loss_of_the_first_step_by_hand(tmp_path, home):

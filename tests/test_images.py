@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torchvision import datasets, transforms
 
 from helpers import ROOT
-from inputs import decoding, folders, images, nvjpeg
+from inputs import decoding, folders, images
 from pictures import MEAN, STD, claim_size, content, epoch_of, message_of, picture, pixels, rgb, same_epochs
 from utils import InputError
 
@@ -323,18 +323,38 @@ def test_evaluation_is_in_order_and_equals_the_slow_way(loader, split):
     assert same_epochs(epoch_of(one, 2), (x, labels))
 
 
+def filled(reader, epoch, n):
+    """The first n images."""
+    x = torch.empty(n, 224, 224, 3, dtype=torch.uint8)
+    assert reader.fill(epoch, [*range(n)], x) == ([*range(n)], 0)
+    return x
+
+
 def test_mirrors_and_offsets_differ_between_images_and_epochs(loader, split):
     reader = images.Reader(split._replace(boxes=None), 'random', 1, False)
     reader.split = reader.split._replace(paths=reader.split.paths[[0] * 23])  # one image, drawn 23 times
-    x, _, _ = reader.batch(1, [*range(23)])
-    y, _, _ = reader.batch(2, [*range(23)])
+    x, y = (filled(reader, epoch, 23) for epoch in (1, 2))
     assert len({image.numpy().tobytes() for image in torch.cat([x, y])}) > 40
 
 
 def test_a_reader_can_be_sent_to_a_new_process(split):
     reader = pickle.loads(pickle.dumps(images.Reader(split, 'random', 1, False)))
-    assert torch.equal(reader.batch(1, [0, 1, 2])[0],
-                       images.Reader(split, 'random', 1, False).batch(1, [0, 1, 2])[0])
+    assert torch.equal(filled(reader, 1, 3), filled(images.Reader(split, 'random', 1, False), 1, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(('crop', 'seed'), [('resized', 1), ('random', 1), ('center', None)])
+def test_batches_on_a_gpu_are_those_of_a_cpu(split, workers, crop, seed):
+    cuda = torch.device('cuda', torch.cuda.current_device())
+    loaders = [images.Loader(split, 12, device, crop, seed, workers=workers) for device in (CPU, cuda)]
+    for a, b in zip(*loaders, strict=True):
+        assert b.x.device == b.labels.device == cuda
+        assert b.x.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(b.x.cpu(), a.x, rtol=1e-6, atol=1e-6)
+        assert torch.equal(b.labels.cpu(), a.labels)
+    for one in loaders:
+        one.close()
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------
@@ -531,13 +551,12 @@ def alarm():
 
 
 @pytest.mark.usefixtures('alarm')
-@pytest.mark.parametrize('kind', [images.Loader, nvjpeg.Loader])
-def test_too_few_files_may_be_open(split, kind, capfd):
+def test_too_few_files_may_be_open(split, capfd):
     """Whatever the limit: a sentence or the batches, no image that is called damaged, nothing on stderr."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = []
     for more in range(1, 30, 2):
-        one = kind(split, 4, CPU, 'random', 1, workers=2, skip_damaged=True)
+        one = images.Loader(split, 4, CPU, 'random', 1, workers=2, skip_damaged=True)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + more, limits[1]))
             found.append(f'{len(list(one))} batches, {one.damaged} damaged')
@@ -553,21 +572,19 @@ def test_too_few_files_may_be_open(split, kind, capfd):
 
 @pytest.mark.usefixtures('alarm')
 def test_what_a_worker_cannot_hand_over_ends_it(loader, monkeypatch):
-    monkeypatch.setattr(images.Reader, 'work', lambda *_: lambda: None)  # which cannot be pickled
+    monkeypatch.setattr(images.Reader, 'fill', lambda *_: lambda: None)  # which cannot be pickled
     assert 'killed' in message_of(loader(workers=2))
 
 
 @pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO])
 @pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize('kind', [images.Loader, nvjpeg.Loader])
-def test_faults_of_the_machine_skip_no_image(split, monkeypatch, number, workers, kind):
+def test_faults_of_the_machine_skip_no_image(split, monkeypatch, number, workers):
     def fail(path, *_):
         raise OSError(number, os.strerror(number), path)
 
-    one = kind(split, 5, CPU, 'random', 1, workers=workers, skip_damaged=True)
+    one = images.Loader(split, 5, CPU, 'random', 1, workers=workers, skip_damaged=True)
     with monkeypatch.context() as patch:
-        for module in (images, nvjpeg):
-            patch.setattr(module, 'open', fail, raising=False)
+        patch.setattr(images, 'open', fail, raising=False)
         said = message_of(one)
     one.close()
     assert 'damaged' not in said and os.strerror(number) in said and split.root in said
