@@ -13,7 +13,7 @@ import layers
 import resnet
 from helpers import ROOT, SMALL, call_cifar, log_of
 from tools import jobs
-from training import devices, fast, options
+from training import devices, exits, fast, options
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 AT = ['--teacher_id', 'teacher.pth', '--beta', 100]
@@ -31,7 +31,7 @@ def compiler(monkeypatch):
 
     monkeypatch.setattr(torch, 'compile', eager)
     monkeypatch.setattr(fast, 'COMPILED_FROM', 1)
-    monkeypatch.setattr(fast, 'has_bfloat16', lambda device: False)
+    monkeypatch.setattr(fast, 'gains_by_bfloat16', lambda device: False)
     return asked
 
 
@@ -40,6 +40,16 @@ def folder(tmp_path):
     """With a teacher."""
     torch.save(resnet.wide_resnet(10, 0.5, 10)[1], tmp_path / 'teacher.pth')
     return tmp_path
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Make the CPU one of this name, with these instructions."""
+    def pretend(name, avx512, amx=False):
+        monkeypatch.setattr(exits, 'device_name', lambda device: name)
+        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
+        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    return pretend
 
 
 def parse(*arguments):
@@ -54,11 +64,11 @@ def no_compiler(*_, **__):
 
 
 @pytest.mark.parametrize('has', [False, True])
-def test_bfloat16_where_the_machine_computes_in_it(monkeypatch, capsys, has):
+def test_bfloat16_where_the_machine_computes_in_it(monkeypatch, capsys, processor, has):
     monkeypatch.setattr(torch.compile, '__call__', no_compiler, raising=False)
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: has)
+    processor('AMD EPYC', avx512=has)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0) if has else (7, 5))
-    assert fast.has_bfloat16(CPU) is fast.has_bfloat16(CUDA) is has
+    assert fast.gains_by_bfloat16(CPU) is fast.gains_by_bfloat16(CUDA) is has
     for device in (CPU, CUDA):
         assert fast.chosen(parse(), device, 10).dtype == ('bfloat16' if has else 'float')
         for dtype in ('float', 'bfloat16', 'half'):  # what the user gave stays
@@ -66,10 +76,18 @@ def test_bfloat16_where_the_machine_computes_in_it(monkeypatch, capsys, has):
     assert capsys.readouterr().err == ''
 
 
-def test_each_kind_of_device_is_asked_for_itself(monkeypatch):
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: True)
+def test_each_kind_of_device_is_asked_for_itself(monkeypatch, processor):
+    processor('AMD EPYC', avx512=True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
-    assert fast.has_bfloat16(CPU) and not fast.has_bfloat16(CUDA)
+    assert fast.gains_by_bfloat16(CPU) and not fast.gains_by_bfloat16(CUDA)
+
+
+@pytest.mark.parametrize(('name', 'avx512', 'amx', 'gains'), [
+    ('Intel(R) Xeon(R)', True, True, True), ('Intel(R) Xeon(R)', True, False, False),
+    ('AMD EPYC', True, False, True), ('AMD EPYC', False, False, False)])
+def test_processors_that_gain_by_bfloat16(processor, name, avx512, amx, gains):
+    processor(name, avx512, amx)
+    assert fast.gains_by_bfloat16(CPU) is gains
 
 
 @pytest.mark.parametrize(('arguments', 'device', 'steps', 'why'), [
@@ -82,7 +100,7 @@ def test_compiled_where_it_pays(monkeypatch, capsys, arguments, device, steps, w
     probed = []
     monkeypatch.setattr(layers, 'compiled', lambda function, tensors: lambda x: probed.append(x.device))
     monkeypatch.setattr(torch, 'ones', lambda n, device: torch.zeros(n, device='meta'))  # there is no CUDA
-    monkeypatch.setattr(fast, 'has_bfloat16', lambda device: False)
+    monkeypatch.setattr(fast, 'gains_by_bfloat16', lambda device: False)
     before = parse(*arguments)
     kept = dict(vars(before))
     opt = fast.chosen(before, device, steps)
@@ -159,7 +177,7 @@ def test_a_run_resumed_in_another_precision_prints_a_note(folder, compiler, monk
     """--fast chooses bfloat16 on the second machine."""
     command = [*SMALL, '--save', 'run', '--fast', *AT, '--resume', 'auto']
     assert call_cifar(*command, '--epochs', 1, cwd=folder).status == 0
-    monkeypatch.setattr(fast, 'has_bfloat16', lambda device: True)
+    monkeypatch.setattr(fast, 'gains_by_bfloat16', lambda device: True)
     done = call_cifar(*command, '--epochs', 2, cwd=folder)
     note, = [line for line in done.err.splitlines() if '--dtype' in line]
     assert done.status == 0 and note.startswith('note: ') and re.search('bfloat16.* float$', note)
