@@ -10,6 +10,7 @@ import cifar
 from helpers import ROOT, SMALL, call, log_of
 from tools import report
 from tools.report import check
+from tools.report import check
 from training import checkpoint
 
 COMMIT = '0123456789' * 4
@@ -77,6 +78,19 @@ def text(old, new, count=-1):
         assert old in before
         path.write_text(before.replace(old, new, count))
     return change
+
+
+def test_accuracies_that_a_gpu_measured_may_differ_more(made):
+    run = made / 'results' / 'a' / 'run'
+    last = log_of(run)[-1]
+
+    def evaluated(cuda, more):
+        return check._evaluated(run, last | {'cuda': cuda, 'test_acc': last['test_acc'] + more}, '')
+
+    assert evaluated(False, 0.02) == evaluated(True, 0.09) == evaluated(False, 0)
+    for cuda, more in ((False, 0.09), (True, 0.11)):
+        with pytest.raises(check.Fault, match='accuracy'):
+            evaluated(cuda, more)
 
 
 LOG, MODEL, README = 'results/a/run/log.txt', 'results/a/run/model.pt7', 'results/README.md'
