@@ -59,6 +59,8 @@ def call(script, *arguments, cwd) -> Done:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), \
             contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         warnings.simplefilter('default')  # as at a command line: a warning is a line on stderr
+        # Of Python 3.12; a command line shows no DeprecationWarning.
+        warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
         patch.setattr(warnings, 'showwarning', lambda message, *_: print(f'warning: {message}', file=err))
         patch.chdir(cwd)
         patch.setattr(sys, 'argv', [name, *map(str, arguments)])

@@ -1,4 +1,5 @@
 """Image files: layouts, decoding and crops against PIL and torchvision, workers that come to grief."""
+import contextlib
 import errno
 import io
 import multiprocessing
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,9 +485,11 @@ def test_in_a_thread(loader):
 
 def alive(pids):
     """Those that still run; a zombie is waiting for whoever inherited it."""
-    states = [subprocess.run(['ps', '-o', 'stat=', '-p', pid], capture_output=True, text=True).stdout
-              for pid in pids]
-    return [state for state in states if state and not state.startswith('Z')]
+    states = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            states.append(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0])
+    return [state for state in states if state != 'Z']
 
 
 JOB = """

@@ -10,7 +10,6 @@ import cifar
 from helpers import ROOT, SMALL, call, log_of
 from tools import report
 from tools.report import check
-from tools.report import check
 from training import checkpoint
 
 COMMIT = '0123456789' * 4

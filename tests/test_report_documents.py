@@ -39,7 +39,7 @@ BEGIN, END = '<!-- report: logs -->\n', '<!-- end of report -->\n'
     (BEGIN.replace('logs', 'nowhere') + END, 'there is neither a folder nor a log'),
     (BEGIN.replace('logs', '--update a.md') + END, 'for a document'),
     (BEGIN.replace('logs', "'logs") + END, 'quotation mark'),
-    (BEGIN.replace('logs', 'logs --table 9') + END, '--table: invalid choice: 9'),
+    (BEGIN.replace('logs', 'logs --table 9') + END, '--table: invalid choice'),
     (BEGIN.replace('logs', '--table 1') + END, 'LOGS')])
 def test_a_document_that_cannot_be_updated_stays_as_it_is(demo, tmp_path, text, message):
     (tmp_path / 'document.md').write_text(BEGIN + END + text if 'Text' not in text else text)
@@ -105,8 +105,7 @@ def picture(folder):
      'the runs have several data sets, CIFAR10, shapes'),
     (other_data_set, ['runs', 'spoilt', '--table', '1'],
      'Table 1 has CIFAR10, the runs have CIFAR10, shapes'),
-    (None, ['runs', '--table', '6'],
-     'argument --table: invalid choice: 6 (choose from 1, 2, 3, 4, 5)'),
+    (None, ['runs', '--table', '6'], 'argument --table: invalid choice'),
     (None, ['runs', '--plot', 'out.gif'], "'out.gif' does not end in .png, .svg, .pdf"),
     (None, ['runs', '--plot', 'missing/out.png'], 'cannot write missing/out.png'),
     (None, ['runs', '--plot_losses', 'out.png', '--csv', 'out.csv'],

@@ -26,8 +26,8 @@ from utils import InputError
 
 # | [wrn_16_2](wrn_16_2) | `sha256` | `what --evaluate prints` |
 ROW = re.compile(r'^\| \[[^\]]+\]\((\S+)\) +\| `(\w{64})` +\| `(.+?)` +\|$', re.MULTILINE)
-# The order of a sum may move one or two of 10,000 images to another class. Trained on a GPU and evaluated on a CPU,
-# in bfloat16, six of them moved.
+# The order of a sum may move one or two of 10,000 images to another class. In bfloat16, six were another on a
+# GPU than on a CPU.
 LOSS, ACCURACY, ACCURACY_OF_A_GPU = 1e-3, 0.03, 0.1
 
 
