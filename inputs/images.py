@@ -149,7 +149,8 @@ class Reader(Dataset):
             for i in index:
                 for j in range(i, i + (1 if self.seed is None else min(n, TRIES))):  # i, and its replacements
                     try:
-                        x[len(taken)] = self.image(j % n, self.rng(epoch, i)).permute(1, 2, 0)
+                        rng = np.random.default_rng((self.seed or 0, epoch, 1, i))
+                        x[len(taken)] = self.image(j % n, rng).permute(1, 2, 0)
                         taken.append(j % n)
                         break
                     except (Damaged, OSError) as e:
@@ -167,10 +168,6 @@ class Reader(Dataset):
         if isinstance(e, OSError) and e.errno not in OF_FILE:
             raise machine_fault(f'{self.split.path(i)} cannot be read', e.errno or 0)
         return f'{self.split.path(i)} is damaged ({getattr(e, "strerror", e)})'
-
-    def rng(self, epoch: int, i: int) -> np.random.Generator:
-        """The generator of the draws for image i in an epoch."""
-        return np.random.default_rng((self.seed or 0, epoch, 1, i))
 
     def image(self, i: int, rng: np.random.Generator) -> Tensor:
         """Image i as input of the network, uint8 (3, SIZE, SIZE)."""

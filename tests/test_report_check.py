@@ -79,19 +79,6 @@ def text(old, new, count=-1):
     return change
 
 
-def test_accuracies_that_a_gpu_measured_may_differ_more(made):
-    run = made / 'results' / 'a' / 'run'
-    last = log_of(run)[-1]
-
-    def evaluated(cuda, more):
-        return check._evaluated(run, last | {'cuda': cuda, 'test_acc': last['test_acc'] + more}, '')
-
-    assert evaluated(False, 0.02) == evaluated(True, 0.09) == evaluated(False, 0)
-    for cuda, more in ((False, 0.09), (True, 0.11)):
-        with pytest.raises(check.Fault, match='accuracy'):
-            evaluated(cuda, more)
-
-
 LOG, MODEL, README = 'results/a/run/log.txt', 'results/a/run/model.pt7', 'results/README.md'
 FAULTS = {  # what is changed, how, what the fault says, which items have one
     'a line is cut': (LOG, lambda p: p.write_text(p.read_text()[:-30]), 'its 2 lines are not the epochs', 3),
