@@ -42,7 +42,7 @@ compare: .venv/.installed-run  ## compare losses with equal effort; LOSSES='at k
 tune: .venv/.installed-run  ## choose learning rate, schedule and weights for 30 epochs on held-out images
 	$(recipe)
 
-evidence: .venv/.installed-run  ## every long run behind docs/results.md, days on a CPU; resumes when started again
+evidence: .venv/.installed-run  ## the long runs that docs/results.md has or still lacks, days on a CPU; resumes when started again
 	$(recipe)
 
 smoke: .venv/.installed-run  ## every row of every table for a few steps

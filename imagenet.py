@@ -180,8 +180,7 @@ def pretrained(path: str, f: Network, fresh: Params) -> Params:
     if not head.keys() <= found.keys():
         found = {name: t for name, t in found.items() if name not in head} | head
     f, params = networks.network(found, path)
-    if not devices.rank():
-        print(f'{path}: {networks.describe(params, f)}')
+    exits.print_first(f'{path}: {networks.describe(params, f)}')
     if {name: t.shape for name, t in (params | head).items()} != {name: t.shape for name, t in fresh.items()}:
         raise InputError(f'--finetune {path} holds a {networks.describe(params, f)}: it must be a ResNet '
                          'with BN, of the --depth and --width given')

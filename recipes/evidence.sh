@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every run of 30 epochs and more behind docs/results.md, the most important ones first: `make evidence`. It takes
-# days on two cores. It may be stopped or killed at any time, and resumes when it is started again. ARGS and JOBS
+# The long runs that docs/results.md has or still lacks, the most important ones first, with a teacher for each seed:
+# `make evidence`. It takes days on two cores. It may be stopped or killed at any time, and resumes when it is started again. ARGS and JOBS
 # work as in all recipes.
 set -eu
 cd "$(dirname "$0")"

@@ -199,7 +199,7 @@ def test_seconds_and_machines(tmp_path):
         write_run(tmp_path / f'a{seed}', [50, 60], seconds=600, seed=seed, device_name='NVIDIA H200')
     write_run(tmp_path / 'b', [50], seed=3, device_name='a CPU')
     write_run(tmp_path / 'c', [50], seed=4)
-    assert table_of(tmp_path).endswith(' 2,400 s on NVIDIA H200, 60 s on a CPU, 60 s on an unknown machine.')
+    assert table_of(tmp_path).endswith(' 2,400 s on NVIDIA H200; 60 s on a CPU; 60 s on an unknown machine.')
 
 
 # --- numbers ------------------------------------------------------------------------------------------------

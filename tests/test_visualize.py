@@ -401,6 +401,7 @@ def test_photos_of_a_folder_share_a_figure(weights, tmp_path):
     (['a.png', '--label', 'unicorn'], ["no class 'unicorn'", 'airplane', 'from 0 to 9']),
     (['a.png', '--label', '10'], ["no class '10'"]),
     (['a.png', '--label', 'cat', '--maps', 'sum2'], ['no effect without --maps']),
+    (['a.png', '--groups', '[1]', '--maps', 'gradient'], ['no effect with --maps']),
     (['a.png', '--dataroot', 'x'], ['no effect without --disputed']),
     (['a.png', '--disputed', '4'], ['give PHOTO', '--disputed']),
     (['--disputed', '1', '--weights', 'teacher', 'shapes'], ['--disputed', 'CIFAR10', 'name photos']),

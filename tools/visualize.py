@@ -66,8 +66,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     opt = parser.parse_args(arguments)
     if bool(opt.photos) == bool(opt.disputed):
         parser.error('give PHOTO, one or several, or --disputed N for test images')
-    if opt.photos and opt.dataroot != parser.get_default('dataroot'):
+    if opt.photos and parser.is_given(opt, 'dataroot'):
         parser.error('--dataroot has no effect without --disputed')
+    if opt.groups and set(opt.maps) == {GRADIENT}:
+        parser.error(f'--groups has no effect with --maps {GRADIENT} alone')
     if opt.label and GRADIENT not in opt.maps:
         parser.error(f'--label has no effect without --maps {GRADIENT}')
     return opt

@@ -236,4 +236,4 @@ def trained(runs: Iterable[Run]) -> str:
     for run in runs:
         machine = run.machine or 'an unknown machine'
         seconds[machine] = seconds.get(machine, 0.0) + sum(run.times.values())
-    return ', '.join(f'{total:,.0f} s on {machine}' for machine, total in sorted(seconds.items())) + '.'
+    return '; '.join(f'{total:,.0f} s on {machine}' for machine, total in sorted(seconds.items())) + '.'
