@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The long runs that docs/results.md has or still lacks, the most important ones first, with a teacher for each seed:
-# `make evidence`. It takes days on two cores. It may be stopped or killed at any time, and resumes when it is started again. ARGS and JOBS
-# work as in all recipes.
+# `make evidence`. It takes days on two cores. It may be stopped or killed at any time, and resumes when it is started
+# again. ARGS and JOBS work as in all recipes.
 set -eu
 cd "$(dirname "$0")"
 export EPOCHS=30 SCHEDULE=linear WARMUP=1 LR=0.1 ARGS="--fast ${ARGS:-}"
